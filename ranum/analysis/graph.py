@@ -1,0 +1,131 @@
+"""The recorded training step: a flat list of operators in static single assignment form.
+
+Axes, here and in every docstring of the analysis: N batch, C channel or class, H height,
+W width, T time or token, D feature. Shapes are written `[N, C, H, W]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+from ranum.source import UNKNOWN, Source
+
+Kind = Literal["input", "parameter", "buffer", "constant", "random", "result"]
+Phase = Literal["forward", "backward"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """Stands for a tensor among the arguments of a `Node`: the value's number."""
+
+    value: int
+
+
+@dataclass(slots=True, kw_only=True)
+class Value:
+    """One tensor of the recorded step, at one moment of its life.
+
+    Attributes:
+        index: Number of the value in the graph.
+        shape: Shape seen in the recorded step.
+        dtype: Element type it was computed in.
+        kind: Where it comes from. "constant" values depend on no parameter, no float
+            input and no randomness; their recorded data holds.
+        name: Parameter, buffer or input name, "" for results.
+        data: The recorded tensor of inputs, parameters, buffers and constants.
+        is_gradient: True if it depends on the gradient of the loss.
+        observed: Smallest and largest element seen, 0-d tensors; None where not recorded.
+        producer: Index of the node that made it; None for leaves.
+    """
+
+    index: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    kind: Kind = "result"
+    name: str = ""
+    data: torch.Tensor | None = None
+    is_gradient: bool = False
+    observed: tuple[torch.Tensor, torch.Tensor] | None = None
+    producer: int | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class Node:
+    """One operator of the recorded step.
+
+    Attributes:
+        index: Position in the graph.
+        op: Canonical operator name: the ATen name without overload and in-place mark.
+        target: The functional ATen overload that computes it, where there is one.
+        arguments: By schema name; tensors are replaced by `Ref`. ATen's `self` is `x`.
+        outputs: Value numbers; None where an output is not a tensor.
+        source: The user's expression that was running. Backward nodes carry the source of
+            the forward operator they differentiate.
+        phase: "forward" or "backward".
+        forward: For a backward node, the index of the forward node it belongs to.
+    """
+
+    index: int
+    op: str
+    target: Callable[..., Any] | None
+    arguments: dict[str, Any]
+    outputs: tuple[int | None, ...]
+    source: Source = UNKNOWN
+    phase: Phase = "forward"
+    forward: int | None = None
+
+    @property
+    def operands(self) -> tuple[int, ...]:
+        """Numbers of all values among the arguments, in order, nested ones included."""
+        return tuple(_refs(tuple(self.arguments.values())))
+
+
+def _refs(argument: Any) -> Iterator[int]:
+    if isinstance(argument, Ref):
+        yield argument.value
+    elif isinstance(argument, (tuple, list)):
+        for item in argument:
+            yield from _refs(item)
+
+
+@dataclass(slots=True, kw_only=True)
+class Graph:
+    """A recorded step: `values` by number, `nodes` in execution order.
+
+    Attributes:
+        loss: Value number of the loss, or None if the step has none.
+        module_outputs: Value number of the last tensor each module path returned.
+        taken_branches: Places where the step turned a tensor into a Python number, so only
+            the branch taken was seen.
+        escapes: Places where a tensor left torch (numpy, list): later arithmetic is not seen.
+    """
+
+    values: dict[int, Value] = field(default_factory=dict)
+    nodes: list[Node] = field(default_factory=list)
+    loss: int | None = None
+    module_outputs: dict[str, int] = field(default_factory=dict)
+    taken_branches: list[Source] = field(default_factory=list)
+    escapes: list[Source] = field(default_factory=list)
+
+    def leaves(self, *kinds: Kind) -> Iterator[Value]:
+        """Values of the given kinds, in order of first use."""
+        for value in self.values.values():
+            if value.kind in kinds:
+                yield value
+
+    def producer(self, value: int) -> Node | None:
+        """The node that made a value, or None for a leaf."""
+        index = self.values[value].producer
+        return None if index is None else self.nodes[index]
+
+    def consumers(self) -> Mapping[int, tuple[int, ...]]:
+        """For each value, the indices of the nodes that read it."""
+        readers: dict[int, list[int]] = {}
+        for node in self.nodes:
+            for operand in node.operands:
+                readers.setdefault(operand, []).append(node.index)
+        return {value: tuple(indices) for value, indices in readers.items()}

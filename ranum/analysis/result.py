@@ -1,0 +1,226 @@
+"""What an analysis says: defects and bounds, as values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ranum.analysis.interval import Interval
+from ranum.errors import ArgumentError
+from ranum.source import Source
+
+if TYPE_CHECKING:
+    from ranum.analysis.capture.program import Program
+    from ranum.analysis.graph import Graph
+
+Severity = Literal["possible", "certain"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Witness:
+    """Concrete inputs and weights, inside the stated ranges, that make an operator fail.
+
+    Attributes:
+        inputs: Tensors by input name; only those that were changed.
+        weights: Tensors by parameter name; only those that were changed.
+        operand: Smallest and largest element of the operator's operand when it failed.
+        outcome: What the operator gave when the user's own code was run again: "-Inf",
+            "Inf", "NaN".
+        loss: What the loss became in that run.
+        evaluations: Number of runs of the step that the search took.
+        seed: Seed of the search.
+    """
+
+    inputs: Mapping[str, Any]
+    weights: Mapping[str, Any]
+    operand: tuple[float, float]
+    outcome: str
+    loss: float | None
+    evaluations: int
+    seed: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; tensors are shown by shape and extremes."""
+        return {
+            "inputs": {name: _summary(tensor) for name, tensor in self.inputs.items()},
+            "weights": {name: _summary(tensor) for name, tensor in self.weights.items()},
+            "operand": list(self.operand),
+            "outcome": self.outcome,
+            "loss": self.loss,
+            "evaluations": self.evaluations,
+            "seed": self.seed,
+        }
+
+
+def _summary(tensor: Any) -> dict[str, Any]:
+    return {
+        "shape": list(tensor.shape),
+        "lower": float(tensor.min()) if tensor.numel() else None,
+        "upper": float(tensor.max()) if tensor.numel() else None,
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Defect:
+    """An operator that can produce NaN or Inf, or lose its gradient.
+
+    Attributes:
+        code: Stable code, "RN1xx".
+        rule: Name of the rule's class, "LogDomain".
+        op: Canonical operator name.
+        node: Index of the operator in the graph.
+        operand: Value number of the operand to blame.
+        source: The user's expression.
+        bounds: Interval of the blamed operand.
+        bad: The values that do harm, in words: "x <= 0".
+        outcome: What comes out: "-Inf at 0, NaN below".
+        consequence: What it becomes in the loss and the gradients, in one sentence.
+        remedy: What a developer would write instead, in one sentence.
+        gradient_only: True if the value stays finite and only its gradient does not.
+        severity: "possible" by the bounds, "certain" once a witness was found and re-run.
+        witness: The proof of a certain defect.
+        program: The step it was found in; what `confirm` runs again.
+    """
+
+    code: str
+    rule: str
+    op: str
+    node: int
+    operand: int
+    source: Source
+    bounds: Interval
+    bad: str
+    outcome: str
+    consequence: str = ""
+    remedy: str = ""
+    gradient_only: bool = False
+    severity: Severity = "possible"
+    witness: Witness | None = None
+    program: Program | None = field(default=None, repr=False, compare=False)
+
+    def certain(self, witness: Witness) -> Defect:
+        """The same defect with its proof."""
+        return replace(self, severity="certain", witness=witness)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "code": self.code,
+            "rule": self.rule,
+            "op": self.op,
+            "node": self.node,
+            "source": self.source.to_dict(),
+            "bounds": self.bounds.to_dict(),
+            "bad": self.bad,
+            "outcome": self.outcome,
+            "consequence": self.consequence,
+            "remedy": self.remedy,
+            "gradient_only": self.gradient_only,
+            "severity": self.severity,
+            "witness": None if self.witness is None else self.witness.to_dict(),
+        }
+
+    def __str__(self) -> str:
+        return (
+            f"{self.code} {self.severity}: {self.op} at {self.source}: operand in {self.bounds}, "
+            f"fails for {self.bad}: {self.outcome}"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unknown:
+    """An operator without a transfer function: its result was taken as [-inf, inf]."""
+
+    op: str
+    count: int
+    source: Source
+
+    def __str__(self) -> str:
+        times = f" ({self.count} times)" if self.count > 1 else ""
+        return f"{self.op}{times}, first at {self.source}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Analysis:
+    """The result of `ranum.analyze`.
+
+    Attributes:
+        graph: The recorded step.
+        intervals: Interval by value number.
+        bounds: Interval by module path: of the module's (last) output in the step. "loss"
+            holds the loss.
+        observed: Extremes seen in the recorded step, by the same names as `bounds`.
+        defects: All defects, certain ones first, then in execution order.
+        unknowns: Operators that could not be bounded. If there are any, the analysis is
+            incomplete.
+        notes: Other limits of the analysis, a sentence each (branches not taken, ...).
+        ranges: Where the analysis started from: interval by input and parameter name.
+        capture_seconds: CPU time of recording the step.
+        analysis_seconds: CPU time of the analysis itself.
+        program: The step that was analysed.
+    """
+
+    graph: Graph
+    intervals: Mapping[int, Interval] = field(repr=False)
+    bounds: Mapping[str, Interval]
+    observed: Mapping[str, tuple[float, float]]
+    defects: tuple[Defect, ...]
+    unknowns: tuple[Unknown, ...] = ()
+    notes: tuple[str, ...] = ()
+    ranges: Mapping[str, Interval] = field(default_factory=dict)
+    capture_seconds: float = 0.0
+    analysis_seconds: float = 0.0
+    program: Program | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def is_complete(self) -> bool:
+        """True if every operator was bounded by its own transfer function."""
+        return not self.unknowns
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return {
+            "complete": self.is_complete,
+            "operators": len(self.graph.nodes),
+            "defects": [defect.to_dict() for defect in self.defects],
+            "bounds": {name: bound.to_dict() for name, bound in self.bounds.items()},
+            "observed": {name: list(pair) for name, pair in self.observed.items()},
+            "ranges": {name: bound.to_dict() for name, bound in self.ranges.items()},
+            "unknowns": [str(unknown) for unknown in self.unknowns],
+            "notes": list(self.notes),
+            "capture_seconds": self.capture_seconds,
+            "analysis_seconds": self.analysis_seconds,
+        }
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the analysis as a report; the suffix chooses the form: .html or .json.
+
+        Raises:
+            ArgumentError: If the suffix is not a known one.
+        """
+        import importlib
+        import json
+
+        target = Path(path)
+        if target.suffix == ".json":
+            target.write_text(json.dumps(self.to_dict(), indent=2), encoding="utf-8")
+        elif target.suffix == ".html":
+            # The report is one floor up: reached by name, only when somebody asks for it.
+            report = importlib.import_module("ranum.report")
+            report.write_html(target, analysis=self)
+        else:
+            raise ArgumentError(f"path must end in .html or .json; got {str(target)!r}.")
+        return target
+
+    def __str__(self) -> str:
+        head = (
+            f"{len(self.defects)} possible numerical defect(s) in {len(self.graph.nodes)} operators"
+        )
+        if not self.is_complete:
+            head += f" (incomplete: {len(self.unknowns)} operator(s) without a transfer function)"
+        lines = [head, *(f"  {defect}" for defect in self.defects)]
+        lines += [f"  unknown operator {unknown}" for unknown in self.unknowns]
+        lines += [f"  note: {note}" for note in self.notes]
+        return "\n".join(lines)

@@ -1,0 +1,86 @@
+"""The table of transfer functions: canonical operator name -> function on intervals.
+
+A transfer function receives the operator's arguments by their ATen schema names (`self`
+is called `x`), with an `Interval` in place of every tensor, None for an absent optional
+tensor, and a list of `Interval` for a tensor list. It returns one `Interval`, or a tuple
+with one entry per output (None for outputs that are not tensors). It must contain every
+result that torch can produce from elements inside the operands; it need not be tight.
+
+    @transfer("log", domain="positive")
+    def log(x: Interval) -> Interval:
+        '''Increasing on (0, inf); NaN below 0.'''
+
+Families live in sibling files; importing `ranum.analysis.transfer` fills the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ranum.errors import ArgumentError
+
+Domain = Literal["all", "positive", "nonnegative", "nonzero", "unit"]
+Function = Callable[..., Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A transfer function and its traits.
+
+    Attributes:
+        op: Canonical operator name.
+        function: Computes output intervals from argument intervals.
+        domain: Where the operator is finite for finite operands.
+        phase: Whether the operator belongs to forward or backward passes.
+    """
+
+    op: str
+    function: Function
+    domain: Domain
+    phase: Literal["forward", "backward"]
+
+    @property
+    def doc(self) -> str:
+        """The mathematics: the function's docstring."""
+        return self.function.__doc__ or ""
+
+
+_RULES: dict[str, Rule] = {}
+
+
+def transfer(
+    *ops: str, domain: Domain = "all", phase: Literal["forward", "backward"] = "forward"
+) -> Callable[[Function], Function]:
+    """Registers a transfer function for one or more operators.
+
+    Raises:
+        ArgumentError: If an operator already has a rule, or the function has no docstring.
+    """
+
+    def register(function: Function) -> Function:
+        if not function.__doc__:
+            raise ArgumentError(
+                f"transfer function {function.__name__} has no docstring; state its mathematics."
+            )
+        for op in ops:
+            if op in _RULES:
+                raise ArgumentError(
+                    f"op {op!r} already has a transfer function, "
+                    f"{_RULES[op].function.__qualname__}; remove one of the two."
+                )
+            _RULES[op] = Rule(op, function, domain, phase)
+        return function
+
+    return register
+
+
+def rule_for(op: str) -> Rule | None:
+    """The rule of an operator, or None if it is unknown."""
+    return _RULES.get(op)
+
+
+def rules() -> dict[str, Rule]:
+    """A copy of the table."""
+    return dict(_RULES)

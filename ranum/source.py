@@ -1,0 +1,248 @@
+"""Which user expression is running now: file, line, columns, function and module path.
+
+The recorder asks it for every operator before training; the culprit search asks it again
+when a step has failed. A *user* frame is one outside torch, Lightning, Ranum and the
+standard library; code of other packages (a model taken from a library, say) counts as the
+user's, because that is where the operator was written.
+"""
+
+from __future__ import annotations
+
+import ast
+import linecache
+import os
+import sys
+import sysconfig
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from types import CodeType, FrameType
+from typing import Any
+
+import torch
+
+_SKIPPED_PACKAGES = (
+    "torch",
+    "lightning",
+    "lightning_fabric",
+    "lightning_utilities",
+    "pytorch_lightning",
+    "torchmetrics",
+    "keras",
+    "tensorflow",
+    "accelerate",
+)
+_OWN_ROOT = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_STDLIB = os.path.realpath(sysconfig.get_path("stdlib")) + os.sep
+_SITE_PACKAGES = tuple(
+    os.path.realpath(path) + os.sep
+    for path in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A place in somebody's code.
+
+    Attributes:
+        file: Absolute path, or a name in angle brackets when there is no file.
+        line: First line, from 1; 0 when unknown.
+        end_line: Last line of the expression.
+        column: First column as a UTF-8 byte offset from 0, as in `ast`; -1 when unknown.
+        end_column: Column after the last one; -1 when unknown.
+        function: Qualified name of the function that holds the expression.
+        module: Path of the innermost `nn.Module` running, "" for the root, None outside one.
+    """
+
+    file: str
+    line: int
+    end_line: int
+    column: int
+    end_column: int
+    function: str = ""
+    module: str | None = None
+
+    @property
+    def expression(self) -> str:
+        """The source text of the expression, or "" where the source cannot be read."""
+        return _segment(self.file, self.line, self.end_line, self.column, self.end_column)
+
+    @property
+    def location(self) -> str:
+        """`file:line`, with the file shown relative to the working directory if inside it."""
+        return f"{display_path(self.file)}:{self.line}" if self.line else display_path(self.file)
+
+    @property
+    def is_known(self) -> bool:
+        """True if the place has a file and a line."""
+        return self.line > 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "file": self.file,
+            "line": self.line,
+            "end_line": self.end_line,
+            "column": self.column,
+            "end_column": self.end_column,
+            "function": self.function,
+            "module": self.module,
+            "expression": self.expression,
+        }
+
+    def __str__(self) -> str:
+        expression = self.expression
+        return f"{self.location} `{expression}`" if expression else self.location
+
+
+UNKNOWN = Source(file="<unknown>", line=0, end_line=0, column=-1, end_column=-1)
+
+
+def display_path(file: str) -> str:
+    """The path relative to the working directory where that is shorter to read."""
+    if file.startswith("<"):
+        return file
+    try:
+        relative = os.path.relpath(file)
+    except (ValueError, OSError):  # another drive, or a working directory that is gone
+        return file
+    return file if relative.startswith("..") else relative
+
+
+def user_source(start: FrameType | None = None) -> Source:
+    """The innermost user expression on the stack of the calling thread.
+
+    Args:
+        start: Frame to begin at; the caller's by default.
+
+    Returns:
+        `UNKNOWN` when no frame on the stack belongs to a user.
+    """
+    frame = start if start is not None else sys._getframe(1)
+    while frame is not None:
+        if _is_user_code(frame.f_code):
+            return _source_of(frame.f_code, frame.f_lasti, current_module())
+        frame = frame.f_back
+    return UNKNOWN
+
+
+def traceback_source(traceback: Any) -> Source:
+    """The innermost user expression of a traceback, or `UNKNOWN`."""
+    found = UNKNOWN
+    while traceback is not None:
+        code = traceback.tb_frame.f_code
+        if _is_user_code(code):
+            found = _source_of(code, traceback.tb_lasti, None)
+        traceback = traceback.tb_next
+    return found
+
+
+@lru_cache(maxsize=4096)
+def _source_of(code: CodeType, lasti: int, module: str | None) -> Source:
+    line, end_line, column, end_column = _position(code, lasti)
+    return Source(
+        file=_absolute(code.co_filename),
+        line=line or code.co_firstlineno,
+        end_line=end_line or line or code.co_firstlineno,
+        column=-1 if column is None else column,
+        end_column=-1 if end_column is None else end_column,
+        function=code.co_qualname,
+        module=module,
+    )
+
+
+def _position(code: CodeType, lasti: int) -> tuple[int | None, int | None, int | None, int | None]:
+    for index, position in enumerate(code.co_positions()):
+        if index == lasti // 2:
+            return position
+    return (None, None, None, None)
+
+
+@lru_cache(maxsize=1024)
+def _absolute(file: str) -> str:
+    return file if file.startswith("<") else os.path.abspath(file)
+
+
+@lru_cache(maxsize=4096)
+def _is_user_code(code: CodeType) -> bool:
+    file = code.co_filename
+    if file.startswith("<"):
+        # `<stdin>`, `<ipython-input-3>` are a user's; `<frozen ...>`, `<string>`,
+        # `<eval_with_key>` are machinery (generated dataclass or fx code).
+        return not file.startswith(("<frozen", "<string", "<eval", "<__array"))
+    path = os.path.realpath(file)
+    if path.startswith(_OWN_ROOT):
+        return False
+    for root in _SITE_PACKAGES:
+        if path.startswith(root):
+            return path[len(root) :].split(os.sep, 1)[0] not in _SKIPPED_PACKAGES
+    return not path.startswith(_STDLIB)
+
+
+@lru_cache(maxsize=4096)
+def _segment(file: str, line: int, end_line: int, column: int, end_column: int) -> str:
+    if line <= 0:
+        return ""
+    lines = linecache.getlines(file)
+    if line > len(lines):
+        return ""
+    if column < 0 or end_column < 0:
+        return lines[line - 1].strip()
+    wanted = [text.encode() for text in lines[line - 1 : end_line]]
+    if not wanted:
+        return ""
+    wanted[-1] = wanted[-1][:end_column]
+    wanted[0] = wanted[0][column:]
+    text = b"".join(wanted).decode(errors="replace").strip()
+    return _one_line(text)
+
+
+def _one_line(text: str) -> str:
+    if "\n" not in text:
+        return text
+    try:
+        return ast.unparse(ast.parse(text, mode="eval"))
+    except (SyntaxError, ValueError):
+        return " ".join(text.split())
+
+
+# --- which nn.Module is running ------------------------------------------------------------
+
+_running = threading.local()
+
+
+def current_module() -> str | None:
+    """Path of the innermost running module inside `module_scope`, else None."""
+    stack = getattr(_running, "stack", None)
+    return stack[-1] if stack else None
+
+
+@contextmanager
+def module_scope(model: torch.nn.Module) -> Iterator[None]:
+    """Keeps track of the running submodule of `model`, by name, in this thread.
+
+    Uses torch's global module hooks, so it sees modules whose `forward` is patched, and
+    leaves no hook behind. A module that is not part of `model` shows as its class name.
+    """
+    names = {id(module): name for name, module in model.named_modules()}
+    stack: list[str] = []
+    outer = getattr(_running, "stack", None)
+    _running.stack = stack
+
+    def enter(module: torch.nn.Module, args: Any) -> None:
+        stack.append(names.get(id(module), type(module).__name__))
+
+    def leave(module: torch.nn.Module, args: Any, output: Any) -> None:
+        if stack:
+            stack.pop()
+
+    before = torch.nn.modules.module.register_module_forward_pre_hook(enter)
+    after = torch.nn.modules.module.register_module_forward_hook(leave, always_call=True)
+    try:
+        yield
+    finally:
+        before.remove()
+        after.remove()
+        _running.stack = outer
