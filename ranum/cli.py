@@ -1,0 +1,199 @@
+"""The command line: `ranum analyze model.py:Net --input 8,1,28,28`, `ranum explain RN101`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ranum._version import __version__
+from ranum.errors import ArgumentError, RanumError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import torch
+
+OK, FOUND, FAILED = 0, 1, 2
+"""Exit codes: nothing certain found, a certain defect found, could not do what was asked."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code.
+
+    Args:
+        arguments: Without the program's name; the process's own by default.
+    """
+    options = _parser().parse_args(arguments)
+    run: Callable[[argparse.Namespace], int] = options.run
+    try:
+        return run(options)
+    except RanumError as error:
+        print(f"ranum: {error}", file=sys.stderr)
+        return FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ranum", description="Keeps PyTorch training runs free of NaN and Inf."
+    )
+    parser.add_argument("--version", action="version", version=f"ranum {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    analyze = commands.add_parser(
+        "analyze",
+        help="find the operators of a model that can produce NaN or Inf",
+        description="Runs one step of a model, bounds every operator in it, and lists those that "
+        f"can fail. Exit code: {FOUND} if a failure was confirmed, {FAILED} if there was nothing "
+        f"to analyze, else {OK}.",
+    )
+    analyze.add_argument(
+        "target",
+        metavar="FILE.py:NAME",
+        help="a module, a class built without arguments, or a function without arguments that "
+        "returns a module or a tuple (target, *example_inputs); package.module:NAME works too",
+    )
+    analyze.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        type=_example,
+        metavar="SHAPE",
+        help="an example input, once per argument of the model: 8,1,28,28 for standard normal "
+        "float32 numbers, 8,16:1000 for integers from 0 to 999",
+    )
+    analyze.add_argument(
+        "--forward-only", action="store_true", help="leave the gradients out of the analysis"
+    )
+    analyze.add_argument(
+        "--no-confirm",
+        dest="confirm",
+        action="store_false",
+        help="do not look for inputs and weights that make a defect happen",
+    )
+    analyze.add_argument("--seed", type=int, default=0, help="of the example inputs (default 0)")
+    analyze.add_argument(
+        "--save", metavar="PATH", help="also write the analysis to a .html or .json file"
+    )
+    analyze.set_defaults(run=_analyze)
+
+    explain = commands.add_parser(
+        "explain", help="show the page of a rule", description="Shows the page of a rule."
+    )
+    explain.add_argument("code", nargs="?", help="RN101, say; without it, all codes are listed")
+    explain.set_defaults(run=_explain)
+    return parser
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from ranum import pages
+
+    if options.code is None:
+        for code, rule in pages.rules().items():
+            print(f"{code}  {rule.__name__:<24}{pages.summary(rule)}")
+    else:
+        print(pages.explain(options.code), end="")
+    return OK
+
+
+def _analyze(options: argparse.Namespace) -> int:
+    import torch
+
+    from ranum.analysis import analyze
+
+    torch.manual_seed(options.seed)
+    target, inputs = _build(options.target)
+    if options.input:
+        inputs = tuple(make() for make in options.input)
+    analysis = analyze(target, *inputs, backward=not options.forward_only, confirm=options.confirm)
+    print(analysis)
+    if options.save:
+        print(f"saved {analysis.save(options.save)}")
+    return FOUND if any(defect.severity == "certain" for defect in analysis.defects) else OK
+
+
+def _example(text: str) -> Callable[[], torch.Tensor]:
+    shape_text, colon, limit_text = text.partition(":")
+    try:
+        shape = tuple(int(size) for size in shape_text.split(",") if size.strip())
+        limit = int(limit_text) if colon else None
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"must look like 8,1,28,28 or 8,16:1000; got {text!r}"
+        ) from None
+    if any(size < 1 for size in shape) or (limit is not None and limit < 1):
+        raise argparse.ArgumentTypeError(f"sizes and limit must be positive; got {text!r}")
+
+    def make() -> torch.Tensor:
+        import torch
+
+        return torch.randn(shape) if limit is None else torch.randint(limit, shape)
+
+    return make
+
+
+def _build(spec: str) -> tuple[Any, tuple[Any, ...]]:
+    """What `FILE.py:NAME` names: the thing to analyze and, if it brings any, its inputs."""
+    import torch
+
+    path, colon, name = spec.rpartition(":")
+    if not colon or not path or not name:
+        raise ArgumentError(f"target must look like model.py:Net; got {spec!r}.")
+    module = _attempt(f"importing {path}", lambda: _import(path))
+    if not hasattr(module, name):
+        public = [key for key, value in vars(module).items() if _is_own(value, module)]
+        raise ArgumentError(
+            f"{path} has no {name!r}; it defines {', '.join(sorted(public)) or 'nothing'}."
+        )
+    target = getattr(module, name)
+    if not isinstance(target, torch.nn.Module):
+        if not callable(target):
+            raise ArgumentError(
+                f"{name} must be a module, a class or a function; got {type(target).__name__}."
+            )
+        target = _attempt(f"calling {name}() without arguments", target)
+    if isinstance(target, tuple) and target:
+        return target[0], target[1:]
+    return target, ()
+
+
+def _import(path: str) -> Any:
+    if not path.endswith(".py"):
+        sys.path.insert(0, "")
+        return importlib.import_module(path)
+    file = Path(path).resolve()
+    if not file.is_file():
+        raise ArgumentError(f"there is no file {path!r}.")
+    sys.path.insert(0, str(file.parent))
+    name = file.stem if file.stem not in sys.modules else f"{file.stem}_analyzed"
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise ArgumentError(f"{path!r} is not a Python file.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickle look their module up there
+    spec.loader.exec_module(module)
+    return module
+
+
+def _attempt(doing: str, call: Callable[[], Any]) -> Any:
+    try:
+        return call()
+    except RanumError:
+        raise
+    except Exception as error:
+        from ranum.source import traceback_source
+
+        source = traceback_source(error.__traceback__)
+        where = f" at {source}" if source.is_known else ""
+        raise ArgumentError(f"{doing} failed{where}: {type(error).__name__}: {error}") from error
+
+
+def _is_own(value: Any, module: Any) -> bool:
+    return getattr(value, "__module__", None) == module.__name__ and hasattr(value, "__name__")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
