@@ -1,0 +1,7 @@
+"""Transfer functions, one file per family; importing this package fills the table."""
+
+from __future__ import annotations
+
+from ranum.analysis.transfer.registry import Rule, rule_for, rules, transfer
+
+__all__ = ["Rule", "rule_for", "rules", "transfer"]

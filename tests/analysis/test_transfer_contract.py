@@ -1,0 +1,158 @@
+"""The contract of the table of transfer functions, for every rule in it."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transfer_cases.harness import Arg, Case, N, Sketch, cases, check, supports
+
+import ranum.analysis.transfer as _table
+from ranum.analysis.interval import Interval
+from ranum.analysis.transfer.registry import rule_for, rules
+
+CASES = cases()
+EXAMPLES = 16
+
+_counts: Counter[str] = Counter()
+
+
+def _label(case: Case) -> str:
+    _counts[case.op] += 1
+    return f"{case.op}-{_counts[case.op]}"
+
+
+each_case = pytest.mark.parametrize("case", CASES, ids=[_label(case) for case in CASES])
+
+
+def _function(case: Case):
+    rule = rule_for(case.op)
+    assert rule is not None, f"{case.op} has a case but no rule"
+    return rule.function
+
+
+sketches = st.lists(
+    st.builds(
+        Sketch,
+        seed=st.integers(0, 10_000),
+        radius=st.sampled_from([0.0, 1e-6, 1e-2, 0.3, 3.0, 100.0]),
+        merged=st.sampled_from([(), (), (0,), (1,), (0, 1), (0, 1, 2, 3)]),
+        infinite=st.sampled_from(
+            [(False, False)] * 3 + [(True, False), (False, True), (True, True)]
+        ),
+        edges=st.booleans(),
+        huge=st.sampled_from([False, False, False, True]),
+        nan=st.sampled_from([False, False, True]),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+def test_every_rule_has_a_case():
+    missing = sorted(set(rules()) - {case.op for case in CASES})
+    assert not missing, f"rules without a case in tests/transfer_cases: {', '.join(missing)}"
+
+
+@each_case
+def test_known_data_is_contained(case):
+    for dtype in case.floating:
+        if supports(case, dtype):
+            for seed in range(3):
+                check(case, _function(case), [Sketch(seed), Sketch(seed + 50)], dtype)
+
+
+@each_case
+def test_values_up_to_the_limits_of_the_dtype(case):
+    if not case.wild:
+        pytest.skip("operator is specified for ordinary values only")
+    for dtype in case.floating:
+        if supports(case, dtype):
+            for seed in range(3):
+                for sketch in (
+                    Sketch(seed, huge=True, edges=True),
+                    Sketch(seed, radius=1.0, huge=True, edges=True),
+                ):
+                    check(case, _function(case), [sketch, Sketch(seed, huge=True)], dtype)
+
+
+@each_case
+def test_infinities_and_nan(case):
+    if not case.wild:
+        pytest.skip("operator is specified for ordinary values only")
+    for infinite in ((True, False), (False, True), (True, True)):
+        for seed in range(3):
+            for radius in (0.0, 0.5):
+                for nan in (False, True):
+                    sketch = Sketch(seed, radius=radius, infinite=infinite, nan=nan, edges=True)
+                    check(
+                        case, _function(case), [sketch, Sketch(seed + 9, radius, infinite=infinite)]
+                    )
+
+
+@each_case
+def test_empty_tensors(case):
+    if not case.sizes_vary:
+        pytest.skip("sizes are fixed")
+    for sketch in (Sketch(), Sketch(radius=0.5), Sketch(radius=0.5, merged=(0, 1))):
+        check(case, _function(case), [sketch], size=0)
+
+
+@each_case
+@settings(
+    max_examples=EXAMPLES,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+@given(boxes=sketches, data=st.data())
+def test_results_lie_in_the_interval(case, boxes, data):
+    dtype = data.draw(st.sampled_from([d for d in case.floating if supports(case, d)]))
+    if not case.wild:
+        boxes = [Sketch(b.seed, min(b.radius, 3.0), b.merged) for b in boxes]
+    check(case, _function(case), boxes, dtype)
+
+
+# --- the harness itself can fail -----------------------------------------------------------
+
+_ADD = Case("add", {"x": Arg((N, 3)), "other": Arg((3,))})
+
+
+def _exact_add(x, other):
+    return Interval.between(x.lower + other.lower, x.upper + other.upper, (2, 3), x.dtype)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda x, other: x, "outside"),
+        (lambda x, other: Interval.full(-99, 99, (3,), x.dtype), "for torch.Size"),
+        (lambda x, other: Interval.full(-99, 99, x.shape, torch.float64), "torch.float64 for"),
+        (lambda x, other: None, "for a tensor"),
+        (lambda x, other: (x, x), "2 intervals"),
+    ],
+)
+def test_a_wrong_rule_is_caught(wrong, message):
+    with pytest.raises(AssertionError, match=message):
+        check(_ADD, wrong, [Sketch(1, radius=0.5)])
+
+
+def test_a_rule_that_forgets_nan_is_caught():
+    infinite = Sketch(1, radius=0.5, infinite=(True, True))
+    check(_ADD, _exact_add, [Sketch(1, radius=0.5)])
+    with pytest.raises(AssertionError, match="may_nan=False"):
+        for seed in range(20):
+            check(_ADD, _wide, [infinite, Sketch(seed, radius=0.5, infinite=(True, True))])
+
+
+def _wide(x, other):
+    return Interval.full(-torch.inf, torch.inf, (2, 3), x.dtype)
+
+
+def test_importing_the_package_fills_the_table():
+    assert _table.rules is rules
+    assert rules()
