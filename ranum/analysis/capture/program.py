@@ -1,0 +1,107 @@
+"""A training step that can be run again, with other inputs and other weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten_with_path, tree_map_with_path
+
+from ranum.analysis.capture.preserve import preserved
+from ranum.analysis.capture.recorder import record
+from ranum.analysis.graph import Graph
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """One training step: how to run it, on what, and which weights it trains.
+
+    Attributes:
+        step: Called with the arguments; returns the loss, or None if it has none or ran its
+            own backward pass.
+        arguments: The example batch: any nesting of tuples, lists and dicts of tensors.
+        argument_names: Names of the positional arguments, for naming inputs.
+        model: The module whose state a run must not change; None for a pure function.
+        parameters: Trainable tensors by name.
+        backward: Whether the backward pass belongs to the step.
+        description: What is analysed, for messages: "LitDigits.training_step".
+    """
+
+    step: Callable[..., Tensor | None]
+    arguments: tuple[Any, ...]
+    argument_names: tuple[str, ...] = ()
+    model: nn.Module | None = None
+    parameters: Mapping[str, Tensor] = field(default_factory=dict)
+    backward: bool = True
+    description: str = "step"
+
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """All tensors of the example batch, by name: `x`, `batch[0]`, `batch['image']`."""
+        leaves, _ = tree_flatten_with_path(self.arguments)
+        return {
+            self._input_name(path): leaf for path, leaf in leaves if isinstance(leaf, Tensor)
+        }
+
+    def _input_name(self, path: tuple[Any, ...]) -> str:
+        position = path[0].idx
+        known = position < len(self.argument_names)
+        name = self.argument_names[position] if known else f"args[{position}]"
+        return name + "".join(str(key) for key in path[1:])
+
+    def capture(self, *, observe: bool = True) -> Graph:
+        """Runs the step once under the recorder; the model's state is put back."""
+        with preserved(self.model), torch.enable_grad():
+            return record(
+                lambda: self.step(*self.arguments),
+                model=self.model,
+                inputs=self.inputs,
+                parameters=self.parameters,
+                backward=self.backward,
+                observe=observe,
+            )
+
+    def run(
+        self,
+        inputs: Mapping[str, Tensor] | None = None,
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> Tensor | None:
+        """The loss for other inputs or weights, gradients included where they belong.
+
+        Gradients are left on the parameters only while `substituted` is open; the state of
+        the model is put back.
+        """
+        with self.substituted(weights or {}):
+            loss = self.step(*self.batch(inputs or {}))
+            if self.backward and isinstance(loss, Tensor) and loss.requires_grad:
+                loss.sum().backward()
+            return loss.detach() if isinstance(loss, Tensor) else None
+
+    def batch(self, inputs: Mapping[str, Tensor]) -> tuple[Any, ...]:
+        """The example batch with some tensors replaced, by name."""
+
+        def replace(path: tuple[Any, ...], leaf: Any) -> Any:
+            return inputs.get(self._input_name(path), leaf) if isinstance(leaf, Tensor) else leaf
+
+        replaced: tuple[Any, ...] = tree_map_with_path(replace, self.arguments)
+        return replaced
+
+    @contextmanager
+    def substituted(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        """Other values in the parameters while the block runs; everything is put back."""
+        saved = {name: self.parameters[name].detach().clone() for name in weights}
+        with preserved(self.model), torch.enable_grad():
+            try:
+                self._assign(weights)
+                yield
+            finally:
+                self._assign(saved)
+
+    def _assign(self, weights: Mapping[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, value in weights.items():
+                self.parameters[name].data.copy_(value)

@@ -1,0 +1,137 @@
+"""Programs from plain PyTorch: modules and functions."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from ranum.analysis.capture.program import Program
+from ranum.errors import ArgumentError
+
+
+def module_program(
+    model: nn.Module,
+    arguments: tuple[Any, ...],
+    *,
+    loss: Callable[[Any], Tensor] | None = None,
+    backward: bool = True,
+) -> Program:
+    """A program that calls a module, and `loss` on what it returns.
+
+    Without `loss`, the module's own scalar output is the loss; other outputs are analysed as
+    they are, with the sum of their elements as a stand-in for the loss.
+    """
+
+    def step(*args: Any) -> Tensor | None:
+        output = model(*args)
+        return _as_loss(output if loss is None else loss(output))
+
+    return Program(
+        step=step,
+        arguments=arguments,
+        argument_names=_argument_names(model.forward, len(arguments)),
+        model=model,
+        parameters=dict(model.named_parameters()),
+        backward=backward,
+        description=type(model).__name__,
+    )
+
+
+def function_program(
+    function: Callable[..., Any], arguments: tuple[Any, ...], *, backward: bool = True
+) -> Program:
+    """A program that calls a function which returns a loss.
+
+    Modules the function closes over, or names as globals, are found, so that their
+    parameters have names and their state is put back.
+    """
+    models = dict(_modules_of(function))
+    model = nn.ModuleDict() if len(models) != 1 else next(iter(models.values()))
+    if len(models) > 1:
+        holder = nn.Module()
+        for name, module in models.items():
+            holder.add_module(name, module)
+        model = holder
+    parameters = dict(model.named_parameters())
+    for name, tensor in _free_tensors(function):
+        parameters.setdefault(name, tensor)
+
+    def step(*args: Any) -> Tensor | None:
+        return _as_loss(function(*args))
+
+    return Program(
+        step=step,
+        arguments=arguments,
+        argument_names=_argument_names(function, len(arguments)),
+        model=model if models else None,
+        parameters=parameters,
+        backward=backward,
+        description=getattr(function, "__name__", type(function).__name__),
+    )
+
+
+def _as_loss(output: Any) -> Tensor | None:
+    """The loss in what a step returned: a tensor, an entry "loss", an attribute `loss`."""
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, dict) and isinstance(output.get("loss"), Tensor):
+        loss: Tensor = output["loss"]
+        return loss
+    if isinstance(getattr(output, "loss", None), Tensor):
+        loss = output.loss
+        return loss
+    floats = [
+        leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()
+    ]
+    if not floats:
+        return None
+    return floats[0] if len(floats) == 1 else torch.stack([leaf.sum() for leaf in floats]).sum()
+
+
+def _argument_names(function: Callable[..., Any], count: int) -> tuple[str, ...]:
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        return ()
+    positional = [
+        parameter.name
+        for parameter in parameters
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
+    if len(positional) < count and not any(p.kind == p.VAR_POSITIONAL for p in parameters):
+        raise ArgumentError(
+            f"example_inputs must match the step's {len(positional)} argument(s); got {count}."
+        )
+    return tuple(positional[:count])
+
+
+def _modules_of(function: Callable[..., Any]) -> Iterator[tuple[str, nn.Module]]:
+    for name, value in _free_values(function):
+        if isinstance(value, nn.Module):
+            yield name, value
+
+
+def _free_tensors(function: Callable[..., Any]) -> Iterator[tuple[str, Tensor]]:
+    for name, value in _free_values(function):
+        if isinstance(value, Tensor) and value.requires_grad and value.is_leaf:
+            yield name, value
+
+
+def _free_values(function: Callable[..., Any]) -> Iterator[tuple[str, Any]]:
+    owner = getattr(function, "__self__", None)
+    if owner is not None:
+        yield "self", owner
+        if not isinstance(owner, nn.Module):
+            yield from vars(owner).items() if hasattr(owner, "__dict__") else ()
+    plain = inspect.unwrap(getattr(function, "__func__", function))
+    code = getattr(plain, "__code__", None)
+    if code is None:
+        return
+    variables = inspect.getclosurevars(plain)
+    yield from variables.nonlocals.items()
+    yield from variables.globals.items()
