@@ -140,7 +140,9 @@ def canonicalize(func: Any, bound: dict[str, Any], output: Tensor) -> Canonical:
     return Canonical(op, functional(func), kept)
 
 
-def parts(func: Any, bound: dict[str, Any], outputs: Sequence[Tensor]) -> list[dict[str, Any]] | None:
+def parts(
+    func: Any, bound: dict[str, Any], outputs: Sequence[Tensor]
+) -> list[dict[str, Any]] | None:
     """For splits and unbind: the "slice" arguments of each part; None for other operators."""
     op = name_of(func)
     x = bound.get("x")

@@ -41,9 +41,11 @@ def lightning_program(
         backward: Whether the backward pass belongs to the step.
         precision: Makes the context in which the Trainer runs its forward pass (autocast).
     """
-    takes_index = module.training_step.__code__.co_argcount > 2 if hasattr(
-        module.training_step, "__code__"
-    ) else True
+    takes_index = (
+        module.training_step.__code__.co_argcount > 2
+        if hasattr(module.training_step, "__code__")
+        else True
+    )
 
     def step(batch: Any) -> Tensor | None:
         with detached(module), precision():

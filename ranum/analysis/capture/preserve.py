@@ -24,7 +24,9 @@ def preserved(model: nn.Module | None) -> Iterator[None]:
     rng = _random_states()
     modules = [] if model is None else list(model.modules())
     attributes = [_attributes(module) for module in modules]
-    buffers = [] if model is None else [(buffer, buffer.detach().clone()) for buffer in _buffers(model)]
+    buffers = (
+        [] if model is None else [(buffer, buffer.detach().clone()) for buffer in _buffers(model)]
+    )
     gradients = [] if model is None else [(p, p.grad) for p in model.parameters()]
     for parameter, _ in gradients:
         parameter.grad = None
@@ -49,9 +51,7 @@ _OWN_TABLES = frozenset({"_parameters", "_modules"})
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
-    return {
-        name: _copied(value) for name, value in vars(module).items() if name not in _OWN_TABLES
-    }
+    return {name: _copied(value) for name, value in vars(module).items() if name not in _OWN_TABLES}
 
 
 def _copied(value: Any) -> Any:
@@ -75,10 +75,7 @@ def _restore_attributes(module: nn.Module, saved: dict[str, Any]) -> None:
         now = current.get(name)
         if isinstance(now, list) and type(value) is list:
             now[:] = value
-        elif isinstance(now, dict) and type(value) is dict:
-            now.clear()
-            now.update(value)
-        elif isinstance(now, set) and type(value) is set:
+        elif (isinstance(now, dict) and type(value) is dict) or (isinstance(now, set) and type(value) is set):
             now.clear()
             now.update(value)
         else:

@@ -43,9 +43,7 @@ class Program:
     def inputs(self) -> dict[str, Tensor]:
         """All tensors of the example batch, by name: `x`, `batch[0]`, `batch['image']`."""
         leaves, _ = tree_flatten_with_path(self.arguments)
-        return {
-            self._input_name(path): leaf for path, leaf in leaves if isinstance(leaf, Tensor)
-        }
+        return {self._input_name(path): leaf for path, leaf in leaves if isinstance(leaf, Tensor)}
 
     def _input_name(self, path: tuple[Any, ...]) -> str:
         position = path[0].idx

@@ -86,7 +86,9 @@ def _as_loss(output: Any) -> Tensor | None:
         loss = output.loss
         return loss
     floats = [
-        leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()
+        leaf
+        for leaf in tree_leaves(output)
+        if isinstance(leaf, Tensor) and leaf.is_floating_point()
     ]
     if not floats:
         return None

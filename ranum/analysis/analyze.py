@@ -1,0 +1,165 @@
+"""`analyze`: one training step in, its numerical defects and bounds out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from ranum.analysis.capture.lightning import is_lightning_module, lightning_program
+from ranum.analysis.capture.program import Program
+from ranum.analysis.capture.torch import function_program, module_program
+from ranum.analysis.defects import find_defects
+from ranum.analysis.graph import Graph, Node
+from ranum.analysis.interval import Interval
+from ranum.analysis.ranges import Range, Weights, starting_ranges
+from ranum.analysis.result import Analysis, Unknown
+from ranum.errors import ArgumentError, CaptureError
+from ranum.source import Source, traceback_source
+
+
+def analyze(
+    target: nn.Module | Callable[..., Any] | Program,
+    *example_inputs: Any,
+    inputs: Mapping[str, Range] | None = None,
+    weights: Weights = "envelope",
+    loss: Callable[[Any], Tensor] | None = None,
+    backward: bool = True,
+    confirm: bool = False,
+    observe: bool = True,
+) -> Analysis:
+    """Names every operator of a training step that can produce NaN or Inf.
+
+    The step is run once, really, on the example inputs, and recorded; parameters, buffers,
+    gradients and random number generators are put back. The recorded operators are then
+    evaluated on intervals that cover all inputs and weights in the given ranges. What holds,
+    holds for the operators of this trace: branches not taken are not analysed, and noted.
+
+    Args:
+        target: A function that returns a loss; a module (with `loss`, or returning its loss
+            itself); a LightningModule, whose `training_step` is analysed on one batch.
+        *example_inputs: Arguments for one step; for a LightningModule, the batch.
+        inputs: Ranges (lower, upper) by input name or pattern, "x" or "batch[0]"; by default
+            what the example showed plus a margin of a tenth.
+        weights: "envelope" (up to ten times their initial magnitude, at least 1), "initial",
+            a number r for [-r, r], or ranges by parameter name or pattern.
+        loss: For a module: makes the loss `[]` from the module's output.
+        backward: Also analyse the backward pass.
+        confirm: Also search a failing input for every defect (`ranum.confirm`).
+        observe: Also record the extremes that the step really produced.
+
+    Raises:
+        ArgumentError: If an argument breaks its rule.
+        CaptureError: If the step itself raises; its own error is the cause.
+    """
+    program = _program(target, example_inputs, loss=loss, backward=backward)
+    started = time.process_time()
+    try:
+        graph = program.capture(observe=observe)
+    except Exception as error:
+        place = traceback_source(error.__traceback__)
+        where = f" at {place}" if place.is_known else ""
+        raise CaptureError(
+            f"{program.description} could not be recorded: it raised "
+            f"{type(error).__name__}{where}: {error}. Run the step once by itself first; "
+            "if it passes there, call it with the same arguments here."
+        ) from error
+    captured = time.process_time()
+    start = starting_ranges(graph, inputs=inputs, weights=weights)
+    defects, propagation = find_defects(graph, start, program=program)
+    finished = time.process_time()
+    analysis = Analysis(
+        graph=graph,
+        intervals=propagation.intervals,
+        bounds=_bounds(graph, propagation.intervals),
+        observed=_observed(graph),
+        defects=defects,
+        unknowns=_unknowns(propagation.unknown),
+        notes=_notes(graph, propagation.faults),
+        ranges={
+            value.name: start[value.index]
+            for value in graph.leaves("input", "parameter")
+            if value.name
+        },
+        capture_seconds=captured - started,
+        analysis_seconds=finished - captured,
+        program=program,
+    )
+    if confirm:
+        from ranum.analysis.confirm import confirm_all
+
+        return confirm_all(analysis)
+    return analysis
+
+
+def _program(
+    target: Any,
+    arguments: tuple[Any, ...],
+    *,
+    loss: Callable[[Any], Tensor] | None,
+    backward: bool,
+) -> Program:
+    if isinstance(target, Program):
+        return target
+    if loss is not None and not callable(loss):
+        raise ArgumentError(f"loss must be callable or None; got {loss!r}.")
+    if is_lightning_module(target):
+        if len(arguments) != 1:
+            raise ArgumentError(
+                f"example_inputs of a LightningModule must be one batch; got {len(arguments)}."
+            )
+        return lightning_program(target, arguments[0], backward=backward)
+    if isinstance(target, nn.Module):
+        return module_program(target, arguments, loss=loss, backward=backward)
+    if callable(target):
+        if loss is not None:
+            raise ArgumentError("loss must be None for a function; let the function return it.")
+        return function_program(target, arguments, backward=backward)
+    raise ArgumentError(
+        f"target must be a module or a function that returns a loss; got {target!r}."
+    )
+
+
+def _bounds(graph: Graph, intervals: Mapping[int, Interval]) -> dict[str, Interval]:
+    bounds = {name: intervals[value] for name, value in graph.module_outputs.items()}
+    if graph.loss is not None:
+        bounds["loss"] = intervals[graph.loss]
+    return bounds
+
+
+def _observed(graph: Graph) -> dict[str, tuple[float, float]]:
+    named = dict(graph.module_outputs)
+    if graph.loss is not None:
+        named["loss"] = graph.loss
+    seen = {}
+    for name, number in named.items():
+        extremes = graph.values[number].observed
+        if extremes is not None:
+            seen[name] = (float(extremes[0]), float(extremes[1]))
+    return seen
+
+
+def _unknowns(nodes: list[Node]) -> tuple[Unknown, ...]:
+    by_op: dict[str, list[Source]] = {}
+    for node in nodes:
+        by_op.setdefault(node.op, []).append(node.source)
+    return tuple(
+        Unknown(op=op, count=len(sources), source=sources[0]) for op, sources in by_op.items()
+    )
+
+
+def _notes(graph: Graph, faults: list[str]) -> tuple[str, ...]:
+    notes = [
+        f"only the branch taken was analysed: a tensor decides at {source}"
+        for source in graph.taken_branches
+    ]
+    notes += [
+        f"a tensor leaves torch at {source}; what is computed from it is not seen"
+        for source in graph.escapes
+    ]
+    for value in graph.leaves("input"):
+        if value.data is not None and not bool(value.data.isfinite().all()):
+            notes.append(f"input {value.name} holds non-finite elements; its range leaves them out")
+    return tuple(dict.fromkeys([*notes, *faults]))

@@ -1,0 +1,78 @@
+"""Division by zero."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from ranum.analysis.defects.base import (
+    DefectRule,
+    Problem,
+    defect_rule,
+    is_float,
+    number_or_interval,
+)
+from ranum.analysis.graph import Node
+from ranum.analysis.interval import Interval
+
+
+@defect_rule
+@dataclass(frozen=True)
+class DivisionByZero(DefectRule):
+    """A division whose denominator can be zero.
+
+    What it finds: `div`, `reciprocal` and `addcdiv` with a denominator whose interval holds
+    0, and constant denominators that are 0.
+
+    Why it matters: 1/0 is infinite, 0/0 is NaN: means over an empty mask, norms of a zero
+    vector, a softmax written by hand whose terms all underflow.
+
+    Known misses: a denominator so small that the quotient overflows is RN107.
+
+    Remedies: clamp counts at 1; add eps to norms, or use `torch.nn.functional.normalize`;
+    `softmax` instead of exp(x) / exp(x).sum().
+
+    Example:
+        loss = (mask * error).sum() / mask.sum()
+
+    References:
+        L. Li et al., RANUM, ICSE 2023.
+    """
+
+    code: ClassVar[str] = "RN103"
+    ops: ClassVar[frozenset[str]] = frozenset({"div", "reciprocal", "addcdiv"})
+
+    def check(self, node: Node, arguments: Mapping[str, Any], result: Interval) -> Problem | None:
+        """The denominator's interval holds 0."""
+        name = {"div": "other", "reciprocal": "x", "addcdiv": "tensor2"}[node.op]
+        denominator = arguments[name]
+        if not result.dtype.is_floating_point:
+            return None
+        lower, upper = number_or_interval(denominator)
+        if isinstance(denominator, Interval):
+            if not is_float(denominator) or not denominator.contains_zero():
+                return None
+        elif lower != 0:
+            return None
+        numerator = arguments.get("x" if node.op == "div" else "tensor1", 1.0)
+        low, high = number_or_interval(numerator)
+        nan = low <= 0 <= high
+        outcome = "Inf at 0, NaN for 0/0" if nan else "Inf at 0"
+        info = torch.finfo(result.dtype)
+        # The reciprocal of the smallest normal is finite in every dtype; below it is not.
+        if lower >= 0:
+            safe = (info.smallest_normal, info.max)
+        elif upper <= 0:
+            safe = (-info.max, -info.smallest_normal)
+        else:
+            safe = None
+        return Problem(
+            argument=name,
+            bad=f"{name} = 0",
+            outcome=outcome,
+            safe=safe,
+            remedy="keep the denominator away from 0: clamp a count at 1, add eps to a norm",
+        )

@@ -1,0 +1,226 @@
+"""Walks a graph once and applies the defect rules.
+
+Two sets of intervals are carried along. The *true* ones follow every operator, so they show
+what a defect does to the loss. The *judged* ones continue behind a defect as if it had been
+repaired (its operand clipped to the safe range), so that one defect is reported once, where
+it starts, and a second one behind it is still seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ranum.analysis import facts
+from ranum.analysis.defects.base import CODES, DefectRule, Problem
+from ranum.analysis.graph import Graph, Node, Ref
+from ranum.analysis.interval import Interval
+from ranum.analysis.propagate import (
+    GRADIENT_BOUND,
+    Clips,
+    Propagation,
+    operand_intervals,
+    transfer_node,
+)
+from ranum.analysis.result import Defect
+
+if TYPE_CHECKING:
+    from ranum.analysis.capture.program import Program
+
+_GRADIENT_CODE = "RN106"
+_OVERFLOW_CODE = "RN107"
+
+
+def find_defects(
+    graph: Graph,
+    start: Mapping[int, Interval],
+    *,
+    program: Program | None = None,
+    clips: Clips | None = None,
+    gradient: float = GRADIENT_BOUND,
+) -> tuple[tuple[Defect, ...], Propagation]:
+    """All defects of a graph in execution order, and the true intervals.
+
+    Args:
+        graph: A recorded step.
+        start: Interval of every leaf.
+        program: Kept in the defects, for `confirm`.
+        clips: Clamps to put in front of operands; how a repair is tried out.
+        gradient: Bound on upstream gradients for judging backward operators.
+    """
+    return _Search(graph, start, program, clips, gradient).run()
+
+
+class _Search:
+    def __init__(
+        self,
+        graph: Graph,
+        start: Mapping[int, Interval],
+        program: Program | None,
+        clips: Clips | None,
+        gradient: float,
+    ) -> None:
+        self._graph = graph
+        self._program = program
+        self._options: dict[str, Any] = {"clips": clips, "gradient": gradient}
+        self._true = Propagation(dict(start))
+        self._judged = Propagation(dict(start))
+        self._diverged: set[int] = set()
+        self._rules = {code: cls() for code, cls in CODES.items()}
+        self._by_op: dict[str, DefectRule] = {
+            op: rule for rule in self._rules.values() for op in rule.ops
+        }
+        self._defects: dict[tuple[Any, ...], Defect] = {}
+        self._flagged: set[int] = set()
+
+    def run(self) -> tuple[tuple[Defect, ...], Propagation]:
+        for node in self._graph.nodes:
+            true = transfer_node(self._graph, node, self._true, **self._options)
+            self._store(self._true, node, true)
+            judged = true
+            if any(operand in self._diverged for operand in node.operands):
+                judged = transfer_node(self._graph, node, self._judged, **self._options)
+            self._store(self._judged, node, self._judge(node, judged))
+            if judged is not true or self._judged_differs(node, true):
+                self._diverged.update(number for number in node.outputs if number is not None)
+        ordered = sorted(self._defects.values(), key=lambda defect: defect.node)
+        return tuple(self._with_consequence(defect) for defect in ordered), self._true
+
+    @staticmethod
+    def _store(propagation: Propagation, node: Node, outputs: list[Interval]) -> None:
+        for number, interval in zip(node.outputs, outputs, strict=True):
+            if number is not None:
+                propagation.intervals[number] = interval
+
+    def _judged_differs(self, node: Node, true: list[Interval]) -> bool:
+        return any(
+            number is not None and self._judged.intervals[number] is not interval
+            for number, interval in zip(node.outputs, true, strict=True)
+        )
+
+    # --- judging ----------------------------------------------------------------------------
+
+    def _judge(self, node: Node, outputs: list[Interval]) -> list[Interval]:
+        """Reports the node if a rule objects; the outputs to go on with."""
+        if node.forward in self._flagged or not outputs:
+            return outputs
+        arguments = operand_intervals(self._graph, node, self._judged.intervals, **self._options)
+        rule = self._rule(node)
+        problem = None
+        result = outputs[0]
+        for candidate in outputs if node.phase == "backward" else outputs[:1]:
+            problem = rule.check(node, arguments, candidate)
+            if problem is not None:
+                result = candidate
+                break
+        if problem is None or node in self._true.unknown:
+            return outputs
+        self._report(rule, node, problem)
+        return self._continued(node, problem, outputs, result)
+
+    def _rule(self, node: Node) -> DefectRule:
+        if node.phase == "backward":
+            return self._rules[_GRADIENT_CODE]
+        return self._by_op.get(node.op, self._rules[_OVERFLOW_CODE])
+
+    def _report(self, rule: DefectRule, node: Node, problem: Problem) -> None:
+        blamed, argument = node, problem.argument
+        if node.phase == "backward" and node.forward is not None:
+            blamed = self._graph.nodes[node.forward]
+            argument = _first_tensor(blamed) or argument
+        ref = blamed.arguments.get(argument)
+        operand = ref.value if isinstance(ref, Ref) else blamed.outputs[0] or 0
+        bounds = operand_intervals(
+            self._graph, blamed, self._judged.intervals, **self._options
+        ).get(argument)
+        if not isinstance(bounds, Interval):
+            bounds = self._judged.intervals[operand]
+        defect = Defect(
+            code=rule.code,
+            rule=type(rule).__name__,
+            op=blamed.op,
+            node=blamed.index,
+            operand=operand,
+            source=blamed.source,
+            bounds=bounds,
+            bad=problem.bad,
+            outcome=problem.outcome,
+            remedy=problem.remedy,
+            gradient_only=problem.gradient_only,
+            program=self._program,
+        )
+        self._flagged.add(blamed.index)
+        key = (rule.code, blamed.op, blamed.source)
+        known = self._defects.get(key)
+        if known is None:
+            self._defects[key] = defect
+
+    def _continued(
+        self, node: Node, problem: Problem, outputs: list[Interval], bad: Interval
+    ) -> list[Interval]:
+        """The outputs as they would be with the defect repaired."""
+        ref = node.arguments.get(problem.argument)
+        if problem.safe is not None and isinstance(ref, Ref) and node.phase == "forward":
+            clip = {node.index: {facts.root(self._graph, ref.value): problem.safe}}
+            repaired = transfer_node(
+                self._graph,
+                node,
+                self._judged,
+                clips=clip,
+                gradient=self._options["gradient"],
+            )
+            if repaired[0].is_finite:
+                return repaired
+        return [_finite_part(output) for output in outputs]
+
+    # --- consequences -----------------------------------------------------------------------
+
+    def _with_consequence(self, defect: Defect) -> Defect:
+        from dataclasses import replace
+
+        return replace(defect, consequence=self._consequence(defect))
+
+    def _consequence(self, defect: Defect) -> str:
+        if defect.gradient_only:
+            return "the loss stays finite; gradients, and weights after the step, become NaN"
+        reached = {
+            number for number in self._graph.nodes[defect.node].outputs if number is not None
+        }
+        was_nan = any(self._true.intervals[number].may_nan for number in reached)
+        for node in self._graph.nodes[defect.node + 1 :]:
+            if node.phase == "backward":
+                break
+            if reached.isdisjoint(node.operands):
+                continue
+            outputs = {number for number in node.outputs if number is not None}
+            reached |= outputs
+            first = min(outputs, default=None)
+            if first is not None and not was_nan and self._true.intervals[first].may_nan:
+                expression = node.source.expression or node.op
+                into = ", and so does the loss" if self._reaches_loss(reached) else ""
+                return f"becomes NaN in `{expression}`{into}"
+        if self._graph.loss in reached and self._graph.loss is not None:
+            loss = self._true.intervals[self._graph.loss]
+            if not loss.is_finite:
+                return f"the loss becomes {'NaN or Inf' if loss.may_nan else 'Inf'}"
+        return ""
+
+    def _reaches_loss(self, reached: set[int]) -> bool:
+        reached = set(reached)
+        for node in self._graph.nodes:
+            if node.phase == "forward" and not reached.isdisjoint(node.operands):
+                reached.update(number for number in node.outputs if number is not None)
+        return self._graph.loss in reached
+
+
+def _first_tensor(node: Node) -> str | None:
+    return next((name for name, value in node.arguments.items() if isinstance(value, Ref)), None)
+
+
+def _finite_part(interval: Interval) -> Interval:
+    if not interval.dtype.is_floating_point or interval.is_finite:
+        return interval
+    largest = torch.finfo(interval.dtype).max
+    return interval.with_nan(False).intersect(-largest, largest)

@@ -1,0 +1,65 @@
+"""Operators whose value is finite and whose gradient is not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from ranum.analysis.defects.base import DefectRule, Problem, defect_rule, is_finite
+from ranum.analysis.graph import Node
+from ranum.analysis.interval import Interval
+
+
+@defect_rule
+@dataclass(frozen=True)
+class InfiniteGradient(DefectRule):
+    """An operator with a finite value whose gradient can be infinite or NaN.
+
+    What it finds: any operator of the backward pass that can give NaN or Inf for finite
+    operands and upstream gradients within [-1, 1]: sqrt, norm and x^p (p < 1) at 0, acos
+    and asin at the ends of their domain, the branch of `where` that was not taken, std of a
+    constant. Backward operators of an operator that is already reported are not reported
+    again.
+
+    Why it matters: the loss looks healthy; the weights are NaN after the step.
+
+    Known misses: gradients that overflow only because many large factors multiply along
+    the network are not judged (bounds on those say nothing about real runs).
+
+    Remedies: sqrt(x + eps); move the guard inside the operator (`where` before the division
+    as well as after it); clamp away from the ends.
+
+    Example:
+        distance = torch.sqrt(((a - b) ** 2).sum(-1))   # a == b at a positive pair
+
+    References:
+        PyTorch documentation, Autograd mechanics: Gradients for non-differentiable functions.
+    """
+
+    code: ClassVar[str] = "RN106"
+    ops: ClassVar[frozenset[str]] = frozenset()  # every backward operator
+
+    def check(self, node: Node, arguments: Mapping[str, Any], result: Interval) -> Problem | None:
+        """Finite operands, a result that is not."""
+        if not result.dtype.is_floating_point or result.is_finite:
+            return None
+        if not all(is_finite(argument) for argument in arguments.values()):
+            return None
+        argument = next(
+            (
+                name
+                for name, value in reversed(list(arguments.items()))
+                if isinstance(value, Interval)
+                and value.dtype.is_floating_point
+                and value.contains_zero()
+            ),
+            next(name for name, value in arguments.items() if isinstance(value, Interval)),
+        )
+        return Problem(
+            argument=argument,
+            bad="the point where the derivative is infinite",
+            outcome="gradient Inf" + (" or NaN" if result.may_nan else ""),
+            remedy="add eps inside the operator, or keep its operand away from that point",
+            gradient_only=True,
+        )
