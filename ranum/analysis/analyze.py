@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from ranum.analysis.defects import find_defects
 from ranum.analysis.graph import Graph, Node
 from ranum.analysis.interval import Interval
 from ranum.analysis.ranges import Range, Weights, starting_ranges
-from ranum.analysis.result import Analysis, Unknown
+from ranum.analysis.result import Analysis, Context, Unknown
 from ranum.errors import ArgumentError, CaptureError
 from ranum.source import Source, traceback_source
 
@@ -68,14 +69,15 @@ def analyze(
         ) from error
     captured = time.process_time()
     start = starting_ranges(graph, inputs=inputs, weights=weights)
-    defects, propagation = find_defects(graph, start, program=program)
+    defects, propagation = find_defects(graph, start)
     finished = time.process_time()
+    context = Context(program=program, graph=graph, start=start, intervals=propagation.intervals)
     analysis = Analysis(
         graph=graph,
         intervals=propagation.intervals,
         bounds=_bounds(graph, propagation.intervals),
         observed=_observed(graph),
-        defects=defects,
+        defects=tuple(replace(defect, context=context) for defect in defects),
         unknowns=_unknowns(propagation.unknown),
         notes=_notes(graph, propagation.faults),
         ranges={
@@ -85,7 +87,7 @@ def analyze(
         },
         capture_seconds=captured - started,
         analysis_seconds=finished - captured,
-        program=program,
+        context=context,
     )
     if confirm:
         from ranum.analysis.confirm import confirm_all

@@ -63,6 +63,23 @@ def _summary(tensor: Any) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """What an analysis was made from.
+
+    Attributes:
+        program: The step, which can be run again.
+        graph: The recorded step.
+        start: Interval of every leaf, by value number.
+        intervals: Interval of every value.
+    """
+
+    program: Program
+    graph: Graph
+    start: Mapping[int, Interval]
+    intervals: Mapping[int, Interval]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Defect:
     """An operator that can produce NaN or Inf, or lose its gradient.
 
@@ -81,7 +98,8 @@ class Defect:
         gradient_only: True if the value stays finite and only its gradient does not.
         severity: "possible" by the bounds, "certain" once a witness was found and re-run.
         witness: The proof of a certain defect.
-        program: The step it was found in; what `confirm` runs again.
+        safe: Range of the operand in which the operator is harmless; None if there is none.
+        context: The analysis it comes from; what `confirm` and `fix` work on.
     """
 
     code: str
@@ -98,7 +116,8 @@ class Defect:
     gradient_only: bool = False
     severity: Severity = "possible"
     witness: Witness | None = None
-    program: Program | None = field(default=None, repr=False, compare=False)
+    safe: tuple[float, float] | None = None
+    context: Context | None = field(default=None, repr=False, compare=False)
 
     def certain(self, witness: Witness) -> Defect:
         """The same defect with its proof."""
@@ -159,7 +178,7 @@ class Analysis:
         ranges: Where the analysis started from: interval by input and parameter name.
         capture_seconds: CPU time of recording the step.
         analysis_seconds: CPU time of the analysis itself.
-        program: The step that was analysed.
+        context: The step that was analysed and its ranges.
     """
 
     graph: Graph
@@ -172,7 +191,7 @@ class Analysis:
     ranges: Mapping[str, Interval] = field(default_factory=dict)
     capture_seconds: float = 0.0
     analysis_seconds: float = 0.0
-    program: Program | None = field(default=None, repr=False, compare=False)
+    context: Context | None = field(default=None, repr=False, compare=False)
 
     @property
     def is_complete(self) -> bool:

@@ -75,7 +75,9 @@ def _restore_attributes(module: nn.Module, saved: dict[str, Any]) -> None:
         now = current.get(name)
         if isinstance(now, list) and type(value) is list:
             now[:] = value
-        elif (isinstance(now, dict) and type(value) is dict) or (isinstance(now, set) and type(value) is set):
+        elif (isinstance(now, dict) and type(value) is dict) or (
+            isinstance(now, set) and type(value) is set
+        ):
             now.clear()
             now.update(value)
         else:

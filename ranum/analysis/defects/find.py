@@ -8,8 +8,9 @@ it starts, and a second one behind it is still seen.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -26,9 +27,6 @@ from ranum.analysis.propagate import (
 )
 from ranum.analysis.result import Defect
 
-if TYPE_CHECKING:
-    from ranum.analysis.capture.program import Program
-
 _GRADIENT_CODE = "RN106"
 _OVERFLOW_CODE = "RN107"
 
@@ -37,20 +35,20 @@ def find_defects(
     graph: Graph,
     start: Mapping[int, Interval],
     *,
-    program: Program | None = None,
     clips: Clips | None = None,
     gradient: float = GRADIENT_BOUND,
+    nodes: Sequence[Node] | None = None,
 ) -> tuple[tuple[Defect, ...], Propagation]:
     """All defects of a graph in execution order, and the true intervals.
 
     Args:
         graph: A recorded step.
         start: Interval of every leaf.
-        program: Kept in the defects, for `confirm`.
         clips: Clamps to put in front of operands; how a repair is tried out.
         gradient: Bound on upstream gradients for judging backward operators.
+        nodes: The nodes to walk; all by default. `start` must hold what they read.
     """
-    return _Search(graph, start, program, clips, gradient).run()
+    return _Search(graph, start, clips, gradient).run(graph.nodes if nodes is None else nodes)
 
 
 class _Search:
@@ -58,12 +56,10 @@ class _Search:
         self,
         graph: Graph,
         start: Mapping[int, Interval],
-        program: Program | None,
         clips: Clips | None,
         gradient: float,
     ) -> None:
         self._graph = graph
-        self._program = program
         self._options: dict[str, Any] = {"clips": clips, "gradient": gradient}
         self._true = Propagation(dict(start))
         self._judged = Propagation(dict(start))
@@ -75,8 +71,8 @@ class _Search:
         self._defects: dict[tuple[Any, ...], Defect] = {}
         self._flagged: set[int] = set()
 
-    def run(self) -> tuple[tuple[Defect, ...], Propagation]:
-        for node in self._graph.nodes:
+    def run(self, nodes: Sequence[Node]) -> tuple[tuple[Defect, ...], Propagation]:
+        for node in nodes:
             true = transfer_node(self._graph, node, self._true, **self._options)
             self._store(self._true, node, true)
             judged = true
@@ -149,7 +145,7 @@ class _Search:
             outcome=problem.outcome,
             remedy=problem.remedy,
             gradient_only=problem.gradient_only,
-            program=self._program,
+            safe=problem.safe,
         )
         self._flagged.add(blamed.index)
         key = (rule.code, blamed.op, blamed.source)
@@ -178,8 +174,6 @@ class _Search:
     # --- consequences -----------------------------------------------------------------------
 
     def _with_consequence(self, defect: Defect) -> Defect:
-        from dataclasses import replace
-
         return replace(defect, consequence=self._consequence(defect))
 
     def _consequence(self, defect: Defect) -> str:
