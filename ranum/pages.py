@@ -13,7 +13,8 @@ def rules() -> dict[str, type]:
     from ranum.analysis import defects
     from ranum.guards import symptoms
 
-    return dict(sorted({**defects.CODES, **symptoms.CODES}.items()))
+    found: dict[str, type] = {**defects.CODES, **symptoms.CODES}
+    return dict(sorted(found.items()))
 
 
 def summary(rule: type) -> str:

@@ -289,3 +289,30 @@ def test_machine_path_is_found(tmp_path, path):
     (tmp_path / "ranum").mkdir()
     (tmp_path / "ranum" / "a.py").write_text(f'FILE = "{path}"\n')
     assert len(machine_paths(tmp_path)) == 1
+
+
+# --- documents -----------------------------------------------------------------------------
+
+
+def dead_references(root: Path) -> list[str]:
+    """Files of the repository that a document names or links to, but that do not exist."""
+    found = []
+    for document in (*root.glob("*.md"), *(root / "docs").rglob("*.md")):
+        text = document.read_text(encoding="utf-8")
+        named = re.findall(r"`((?:ranum|tests|docs|examples|benchmarks)/[\w./-]+)`", text)
+        linked = re.findall(r"\]\((?!https?:|#|mailto:)([^)#]+)", text)
+        found += [f"{document.name}: {name}" for name in named if not (root / name).exists()]
+        found += [
+            f"{document.name}: {name}" for name in linked if not (document.parent / name).exists()
+        ]
+    return found
+
+
+def test_documents_name_files_that_exist():
+    assert dead_references(ROOT) == []
+
+
+@pytest.mark.parametrize("text", ["see `ranum/gone.py`", "[decisions](docs/gone.md)"])
+def test_dead_reference_is_found(tmp_path, text):
+    (tmp_path / "README.md").write_text(text)
+    assert len(dead_references(tmp_path)) == 1
