@@ -1,0 +1,296 @@
+"""The smallest clip that removes a defect, found on the bounds.
+
+A clip clamps the operand of a defective operator. The loosest clamp is searched for which
+the operator, and the backward operators that belong to it, stay finite for every operand in
+the clipped interval; then the whole graph is analysed again with the clip in place, and it
+counts only if the defect is gone and no new one came.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from ranum.analysis import facts
+from ranum.analysis.defects import find_defects
+from ranum.analysis.graph import Ref
+from ranum.analysis.result import Analysis, Context, Defect
+from ranum.errors import ArgumentError, PatchError
+from ranum.repair.patch import AppliedPatch, Edit, clip_edit, merged_diff
+
+GRADIENT_HEADROOM = 2.0**16
+"""Upstream gradients a clip must bear: the initial loss scale of `torch.amp.GradScaler`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clip:
+    """One clamp in front of one operator.
+
+    Attributes:
+        defect: What it removes.
+        lower: Smallest operand let through; None if there is no lower clamp.
+        upper: Largest operand let through; None if there is no upper clamp.
+        edit: The clamp as an edit of the user's expression; None if there is none.
+        reason: Why there is no clip, or no edit; "" if there is one.
+    """
+
+    defect: Defect
+    lower: float | None = None
+    upper: float | None = None
+    edit: Edit | None = None
+    reason: str = ""
+
+    @property
+    def is_found(self) -> bool:
+        """True if bounds were found that remove the defect."""
+        return self.lower is not None or self.upper is not None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "code": self.defect.code,
+            "source": self.defect.source.to_dict(),
+            "lower": self.lower,
+            "upper": self.upper,
+            "diff": "" if self.edit is None else self.edit.diff(),
+            "reason": self.reason,
+        }
+
+    def __str__(self) -> str:
+        if not self.is_found:
+            return f"no clip for {self.defect.code} at {self.defect.source}: {self.reason}"
+        bounds = ", ".join(
+            f"{name}={value:g}"
+            for name, value in (("min", self.lower), ("max", self.upper))
+            if value is not None
+        )
+        return f"clamp({bounds}) on the operand of {self.defect.op} at {self.defect.source}"
+
+
+@dataclass(frozen=True, slots=True)
+class Clips:
+    """The clips for an analysis: one diff, and one live patch."""
+
+    clips: tuple[Clip, ...]
+
+    def __iter__(self) -> Iterator[Clip]:
+        return iter(self.clips)
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """The edits of all clips that have one."""
+        return tuple(clip.edit for clip in self.clips if clip.edit is not None)
+
+    def diff(self) -> str:
+        """All edits as one unified diff that `git apply` takes; "" if there are none."""
+        return merged_diff(self.edits) if self.edits else ""
+
+    @contextmanager
+    def apply(self, model: torch.nn.Module | None = None) -> Iterator[list[AppliedPatch]]:
+        """Patches the running code while the block runs; all edits, or none.
+
+        Args:
+            model: Accepted for symmetry with clips that live on a model; code patches reach
+                every instance of the patched class.
+
+        Raises:
+            PatchError: If one of the edits cannot be applied; the others are undone.
+        """
+        with ExitStack() as stack:
+            yield [stack.enter_context(edit.apply()) for edit in self.edits]
+
+
+def fix(analysis: Analysis, where: Literal["operators"] = "operators") -> Clips:
+    """The smallest clips that remove the defects of an analysis.
+
+    Args:
+        analysis: A result of `analyze`.
+        where: "operators": clamp the operand of each defective operator.
+
+    Raises:
+        ArgumentError: If `where` is not a known place.
+    """
+    if where != "operators":
+        raise ArgumentError(f"where must be 'operators'; got {where!r}.")
+    return Clips(tuple(smallest_clip(defect) for defect in analysis.defects))
+
+
+def smallest_clip(defect: Defect) -> Clip:
+    """The loosest clamp of the defect's operand that removes it, verified on the whole graph."""
+    context = defect.context
+    if context is None:
+        raise ArgumentError("defect must come from an Analysis; this one has lost its context.")
+    bounds = _clamp_bounds(defect, context)
+    if bounds is None:
+        return Clip(
+            defect=defect,
+            reason="no clamp of the operand keeps it away from the bad values "
+            "without cutting the range in two or to nothing",
+        )
+    lower, upper = bounds
+    try:
+        edit = clip_edit(
+            defect.source, defect.op, lower=lower, upper=upper, argument=_position(defect, context)
+        )
+    except PatchError as error:
+        return Clip(defect=defect, lower=lower, upper=upper, reason=str(error))
+    return Clip(defect=defect, lower=lower, upper=upper, edit=edit)
+
+
+def _position(defect: Defect, context: Context) -> int:
+    """Which of the operator's tensor arguments is clipped, counting from 0."""
+    node = context.graph.nodes[defect.node]
+    names = list(node.arguments)
+    for position, name in enumerate(names):
+        argument = node.arguments[name]
+        if isinstance(argument, Ref) and argument.value == defect.operand:
+            return position
+    return 0
+
+
+def _clamp_bounds(defect: Defect, context: Context) -> tuple[float | None, float | None] | None:
+    node = context.graph.nodes[defect.node]
+    if node.phase != "forward" or defect.code == "RN107":
+        return None
+    dtype = defect.bounds.dtype
+    low, high = defect.safe or (defect.bounds.low, defect.bounds.high)
+    largest = torch.finfo(dtype).max
+    if low > high or low > largest or high < -largest:
+        return None
+    trial = _Trial(defect, context)
+    needs_lower = defect.gradient_only or defect.bounds.low < low
+    needs_upper = defect.bounds.high > high
+    lower = low if needs_lower else None
+    upper = high if needs_upper else None
+    if not trial.removes(lower, upper):
+        found = None
+        if needs_lower or not needs_upper:
+            found = _loosest_lower(trial, max(low, 0.0), upper, dtype)
+        if found is None and needs_upper:
+            found = _loosest_upper(trial, lower, high)
+        if found is None and defect.gradient_only:
+            found = _inner(trial, defect)
+        if found is None:
+            return None
+        lower, upper = found
+    lower = None if lower is None else _readable(lower, math.ceil)
+    upper = None if upper is None else _readable(upper, math.floor)
+    return (lower, upper) if trial.removes(lower, upper) and trial.is_clean(lower, upper) else None
+
+
+def _loosest_lower(
+    trial: _Trial, floor: float, upper: float | None, dtype: torch.dtype
+) -> tuple[float | None, float | None] | None:
+    """The smallest power of two, from `floor` up, that removes the defect as a lower clamp."""
+    info = torch.finfo(dtype)
+    first = math.ceil(math.log2(max(floor, info.smallest_normal)))
+    last = 0
+    if first > last or not trial.removes(2.0**last, upper):
+        return None
+    while first < last:
+        middle = (first + last) // 2
+        if trial.removes(2.0**middle, upper):
+            last = middle
+        else:
+            first = middle + 1
+    return 2.0**last, upper
+
+
+def _loosest_upper(
+    trial: _Trial, lower: float | None, ceiling: float
+) -> tuple[float | None, float | None] | None:
+    """The largest upper clamp below `ceiling` that removes the defect, to a hundredth."""
+    low, high = 0.0, 1.0  # the share of the ceiling that is given up
+    if not trial.removes(lower, ceiling - abs(ceiling) * high):
+        return None
+    for _ in range(10):
+        middle = (low + high) / 2
+        if trial.removes(lower, ceiling - abs(ceiling) * middle):
+            high = middle
+        else:
+            low = middle
+    return lower, ceiling - abs(ceiling) * high
+
+
+def _inner(trial: _Trial, defect: Defect) -> tuple[float, float] | None:
+    """Clamps inside both ends of the operand's range: acos and asin at -1 and 1."""
+    low, high = max(defect.bounds.low, -1.0), min(defect.bounds.high, 1.0)
+    if not low < high:
+        return None
+    for exponent in range(24, 2, -1):
+        margin = 2.0**-exponent
+        if trial.removes(low + margin, high - margin):
+            return low + margin, high - margin
+    return None
+
+
+class _Trial:
+    """Asks the bounds whether a clamp removes a defect."""
+
+    def __init__(self, defect: Defect, context: Context) -> None:
+        graph = context.graph
+        self._defect = defect
+        self._context = context
+        self._root = facts.root(graph, defect.operand)
+        self._nodes = [
+            node
+            for node in graph.nodes
+            if defect.node in (node.index, node.forward)
+        ]
+        self._before: set[tuple[str, int]] | None = None
+
+    def removes(self, lower: float | None, upper: float | None) -> bool:
+        """True if the operator and its gradient stay finite behind the clamp."""
+        if lower is not None and upper is not None and lower >= upper:
+            return False
+        defects, _ = find_defects(
+            self._context.graph,
+            self._context.intervals,
+            clips=self._clips(lower, upper),
+            gradient=GRADIENT_HEADROOM,
+            nodes=self._nodes,
+        )
+        return not any(defect.node == self._defect.node for defect in defects)
+
+    def is_clean(self, lower: float | None, upper: float | None) -> bool:
+        """True if the whole graph, analysed again, has lost this defect and gained none."""
+        if self._before is None:
+            defects, _ = find_defects(self._context.graph, self._context.start)
+            self._before = {(defect.code, defect.node) for defect in defects}
+        after, _ = find_defects(
+            self._context.graph, self._context.start, clips=self._clips(lower, upper)
+        )
+        found = {(defect.code, defect.node) for defect in after}
+        gone = not any(node == self._defect.node for _, node in found)
+        return gone and found <= self._before
+
+    def _clips(
+        self, lower: float | None, upper: float | None
+    ) -> dict[int, dict[int, tuple[float, float]]]:
+        bounds = (
+            -math.inf if lower is None else lower,
+            math.inf if upper is None else upper,
+        )
+        return {self._defect.node: {self._root: bounds}}
+
+
+def _readable(value: float, towards: Callable[[float], int]) -> float:
+    """Two significant digits, rounded towards the inside of the clamp."""
+    if value == 0 or not math.isfinite(value):
+        return value
+    exponent = math.floor(math.log10(abs(value))) - 1
+    digits = towards(value / 10.0**exponent)
+    return float(f"{digits}e{exponent}")
+
+
+def unified_diff(clips: Sequence[Clip]) -> str:
+    """One diff for several clips; "" if none has an edit."""
+    return Clips(tuple(clips)).diff()
