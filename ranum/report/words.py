@@ -1,0 +1,174 @@
+"""How numbers, intervals and actions are put into words, the same in every report."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ranum.analysis.interval import Interval
+from ranum.analysis.result import Analysis, Defect, Witness
+from ranum.guards.types import Culprit, History, Incident
+from ranum.source import UNKNOWN, Source
+
+ACTIONS = {
+    "skip": "Skipped the batch",
+    "rollback": "Rolled back",
+    "clip": "Inserted a clip",
+    "repair": "Repaired the configuration",
+    "stop": "Stopped the run",
+}
+"""What a remedy did, by its name; other names are shown as they are."""
+
+
+def number(value: float | None) -> str:
+    """A number as a person would write it: three or four digits, `NaN`, `Inf`, `-Inf`."""
+    if value is None:
+        return "unknown"
+    if math.isnan(value):
+        return "NaN"
+    if math.isinf(value):
+        return "Inf" if value > 0 else "-Inf"
+    if value == int(value) and abs(value) < 1e6:
+        return str(int(value))
+    if 1e-3 <= abs(value) < 1e4:
+        return f"{value:.4g}"
+    mantissa, _, exponent = f"{value:.3g}".partition("e")
+    return f"{mantissa}e{int(exponent)}" if exponent else mantissa
+
+
+def span(lower: float, upper: float) -> str:
+    """A closed range, `[0, 1]`; a single number where both ends are shown alike."""
+    low, high = number(lower), number(upper)
+    return low if lower == upper else f"[{low}, {high}]"
+
+
+def interval(bounds: Interval) -> str:
+    """An interval with its flag: `[0, Inf] or NaN`."""
+    text = f"[{number(bounds.low)}, {number(bounds.high)}]"
+    return f"{text} or NaN" if bounds.may_nan else text
+
+
+def setting(value: Any) -> str:
+    """A value of a training configuration."""
+    if isinstance(value, float):
+        return number(value)
+    return clean(str(value))
+
+
+def count(amount: int, noun: str, nouns: str | None = None) -> str:
+    """`1 step`, `2 steps`, `3,000 steps`."""
+    return f"{amount:,} {noun if amount == 1 else nouns or noun + 's'}"
+
+
+def listed(names: Sequence[str], limit: int = 3) -> str:
+    """`a, b and c`, or `a, b, c and 4 more`."""
+    shown = list(names[:limit])
+    if len(names) > limit:
+        shown.append(f"{len(names) - limit} more")
+    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
+
+
+def largest(values: Sequence[float]) -> str:
+    """The largest finite value and how many are not finite: `8.4e7 and 2 not finite`."""
+    finite = [value for value in values if math.isfinite(value)]
+    bad = len(values) - len(finite)
+    texts = [number(max(finite))] if finite else []
+    return " and ".join([*texts, f"{bad} not finite"] if bad else texts)
+
+
+def seconds(value: float) -> str:
+    """A duration: `140 ms`, `2.5 s`, `3 min 10 s`."""
+    if value < 1:
+        return f"{value * 1000:.0f} ms"
+    if value < 60:
+        return f"{value:.1f} s"
+    return f"{int(value // 60)} min {int(value % 60)} s"
+
+
+def clean(text: str) -> str:
+    """Text safe to show: tabs become spaces, control characters and surrogates a mark.
+
+    A model's source or a parameter's name may hold anything, an escape sequence that would
+    repaint the user's terminal included.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        character
+        if character == "\n" or unicodedata.category(character) not in {"Cc", "Cs", "Co", "Cn"}
+        else "\N{REPLACEMENT CHARACTER}"
+        for character in text.expandtabs(4)
+    )
+
+
+def module(path: str | None) -> str:
+    """A module path; the root has none of its own."""
+    return clean(path) if path else "model"
+
+
+def action(incident: Incident) -> str:
+    """What was done, with the step gone back to: `Rolled back to step 100`."""
+    done = ACTIONS.get(incident.action, clean(incident.action))
+    if incident.back_to is None:
+        return done
+    if incident.action == "rollback":
+        return f"{done} to step {incident.back_to:,}"
+    return f"{done}, went back to step {incident.back_to:,}"
+
+
+def culprit(found: Culprit) -> str:
+    """The culprit without its place: `log gave -Inf`, `the batch held NaN: x`."""
+    if found.cause == "data":
+        return f"the batch was not finite: {found.outcome} in {clean(found.name) or 'an input'}"
+    if found.cause == "weights":
+        return f"the weights were not finite before the step: {found.outcome} in {found.name}"
+    op = f"the gradient of {found.op}" if found.phase == "backward" else found.op
+    return f"{op} gave {found.outcome}"
+
+
+def operands(found: Culprit) -> str:
+    """The operator's operands with their extremes."""
+    return "; ".join(clean(str(operand)) for operand in found.operands)
+
+
+def witness(proof: Witness, op: str) -> str:
+    """A proof in one line: what was set, what the operator met, what came out."""
+    chosen = [*proof.inputs, *proof.weights]
+    start = f"With {listed(chosen)} set inside their ranges" if chosen else "With the first batch"
+    loss = "" if proof.loss is None else f" and the loss was {number(proof.loss)}"
+    return clean(
+        f"{start}, the operand was in {span(*proof.operand)}, {op} gave {proof.outcome}{loss}: "
+        f"found and re-run in {count(proof.evaluations, 'run')}."
+    )
+
+
+def grouped(analysis: Analysis) -> tuple[list[tuple[Defect, int]], list[tuple[Defect, int]]]:
+    """Certain and possible defects, each with how often its expression has it.
+
+    A loop records its expression once per turn; a reader wants to see it once. The first
+    of each expression stands for the others, a certain one before possible ones.
+    """
+    groups: dict[tuple[str, Source], list[Defect]] = {}
+    for defect in analysis.defects:
+        place = defect.source if defect.source.is_known else replace(UNKNOWN, line=-defect.node)
+        groups.setdefault((defect.code, place), []).append(defect)
+    certain: list[tuple[Defect, int]] = []
+    possible: list[tuple[Defect, int]] = []
+    for defects in groups.values():
+        proven = [defect for defect in defects if defect.severity == "certain"]
+        (certain if proven else possible).append(((proven or defects)[0], len(defects)))
+    return certain, possible
+
+
+def changes(patch: Mapping[str, tuple[Any, Any]]) -> list[tuple[str, str, str]]:
+    """Name, old and new value of every changed setting."""
+    return [(clean(name), setting(old), setting(new)) for name, (old, new) in patch.items()]
+
+
+def steps_seen(history: History) -> int:
+    """Steps between the first and the last reading; readings themselves may be thinned."""
+    steps = [reading.step for reading in history.readings]
+    return max(steps) - min(steps) + 1 if steps else 0
