@@ -53,10 +53,11 @@ number = 3
 @pytest.fixture
 def models(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "modules", dict(sys.modules))
     file = tmp_path / "models.py"
     file.write_text(MODELS)
-    return file
+    yield file
+    for name in ("models", "models_analyzed"):
+        sys.modules.pop(name, None)
 
 
 @pytest.mark.parametrize(
