@@ -44,7 +44,7 @@ def _page(code: str, rule: type) -> str:
     parts = [title, "=" * len(title), "", inspect.cleandoc(rule.__doc__ or "")]
     defaults = _defaults(rule)
     if defaults:
-        parts += ["", "Defaults:", *(f"    {name} = {value!r}" for name, value in defaults)]
+        parts += ["", "Defaults:", *(f"    {name} = {_short(value)}" for name, value in defaults)]
     return "\n".join(parts) + "\n"
 
 
@@ -56,3 +56,7 @@ def _defaults(rule: type) -> list[tuple[str, object]]:
         for field in dataclasses.fields(rule)
         if field.init and field.default is not dataclasses.MISSING
     ]
+
+
+def _short(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else repr(value)

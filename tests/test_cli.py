@@ -176,9 +176,11 @@ def test_page_of_a_dataclass_shows_defaults():
             limit: What is large.
         """
 
-        limit: float = 10.0
+        limit: float = 1e15
+        mode: str = "max"
 
-    assert pages._page("RN999", TooLarge).endswith("Defaults:\n    limit = 10.0\n")
+    page = pages._page("RN999", TooLarge)
+    assert page.endswith("Defaults:\n    limit = 1e+15\n    mode = 'max'\n")
 
 
 def test_version(capsys):
