@@ -123,6 +123,7 @@ def test_faults_come_before_warnings_and_each_symptom_once():
         ([2.3, 1.5], 1.5, "slow"),
         ([], 1.5, "slow"),
         ([2.3], 2.3, "slow"),
+        ([2.0, 1.4] * 10 + [1.0, 1.6] * 10, 1.3, "slow"),  # the last batch alone is a hard one
     ],
 )
 def test_a_run_says_how_it_went(values, score, said):

@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
 from ranum.repair.search.space import Range, SearchSpace
@@ -39,6 +40,9 @@ USUAL_RATE = 1e-3
 
 STUCK_SHARE = 0.01
 """A run is stuck if its reported value moves by less than this share of its first value."""
+
+SMOOTHED = 10
+"""First and last value are means of this fraction of all: losses of single batches are noisy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +131,10 @@ def verdict(values: Sequence[float], score: float, *, lower_is_better: bool = Tr
         return "diverged"
     if len(values) < 2:
         return "slow"
-    gain = values[0] - values[-1] if lower_is_better else values[-1] - values[0]
-    margin = STUCK_SHARE * abs(values[0])
+    count = max(1, len(values) // SMOOTHED)
+    first, last = fmean(values[:count]), fmean(values[-count:])
+    gain = first - last if lower_is_better else last - first
+    margin = STUCK_SHARE * abs(first)
     if gain < -margin:
         return "diverged"
     return "slow" if gain > margin else "stuck"

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import operator
 import time
+from statistics import fmean
 from typing import Any
 
 from ranum.errors import ArgumentError
+from ranum.repair.search.diagnosis import SMOOTHED
 from ranum.repair.search.result import Pruned
 
 GAINING = 0.01
@@ -83,8 +85,9 @@ class Reporter:
         values = list(self.values.values())
         if len(values) <= self._prune_after:
             return False
-        middle = values[(len(values) - 1) // 2]
-        return self._sign * (middle - values[-1]) <= GAINING * abs(middle)
+        half, count = (len(values) + 1) // 2, max(1, len(values) // SMOOTHED)
+        middle, last = fmean(values[half - count : half]), fmean(values[-count:])
+        return self._sign * (middle - last) <= GAINING * abs(middle)
 
     def _stop(self, reason: str) -> None:
         self.reason = reason
