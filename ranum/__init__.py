@@ -69,7 +69,7 @@ _HOMES = {
     "History": "ranum.guards.types",
     "Incident": "ranum.guards.types",
     "Interval": "ranum.analysis.interval",
-    "RanumCallback": "ranum.callbacks.lightning",
+    "RanumCallback": "ranum.callbacks",
     "RepairResult": "ranum.repair.search",
     "SearchSpace": "ranum.repair.search",
     "Witness": "ranum.analysis.result",

@@ -1,0 +1,530 @@
+"""The Lightning adapter, for either namespace.
+
+`lightning.pytorch` and `pytorch_lightning` are unrelated classes; `make_callback` builds the
+same callback on the base classes of whichever is wanted. The private parts of Lightning that
+a restart needs are in `_Restart`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+import warnings
+import weakref
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from ranum.analysis.capture.lightning import lightning_program
+from ranum.callbacks._remedies import InsertClip, RepairConfiguration
+from ranum.callbacks._session import Session, checked
+from ranum.callbacks._trials import (
+    Trials,
+    has_choice_of_batch_size,
+    load_state,
+    saved_state,
+    with_batch_size,
+)
+from ranum.errors import MissingExtraError, RanumWarning
+from ranum.guards.guard import Guard
+from ranum.guards.recovery import Fault, Remedy, Rollback, Skip
+from ranum.guards.symptoms import Symptom, default_symptoms
+from ranum.guards.types import History
+from ranum.repair.search import SearchSpace, repair_configuration
+from ranum.repair.search.surgery import apply_configuration, build_optimizer, read_configuration
+
+RemedyName = Literal["skip", "clip", "rollback", "repair"]
+REMEDIES: tuple[RemedyName, ...] = ("skip", "clip", "rollback", "repair")
+LEARNING_RATE_FACTOR = 10**-0.5
+"""Every way back lowers the learning rate by half a decade: two make AutoTrainer's x 0.1."""
+
+
+class GuardCallback:
+    """Guards a training run: analysis before it, monitoring and recovery during it, a report.
+
+    Before the first optimizer step the whole training step is analysed for operators that can
+    produce NaN or Inf. During training the loss and the gradients are checked before every
+    optimizer step; a faulty step is withheld, its first bad operator is named, and the
+    remedies in `on_fault` are tried in order until one fits. At the end live patches are
+    taken out again; the report holds the diff for your source.
+
+    A fault inside Ranum is reported once and switches off the part that failed; training goes
+    on as it would without Ranum.
+
+    Args:
+        analyze: "step" analyses the first training step; "off" does not.
+        on_fault: Remedies, mildest first; one that does not fit a fault is passed over.
+            "skip" leaves out a batch that is itself not finite, "clip" goes back to the last
+            good snapshot and inserts the clamp the analysis proposes, "rollback" goes back and
+            lowers the learning rate, "repair" searches a configuration that trains and
+            restarts from it. When none is left, training stops.
+        search: What the repair may change; the default space if None.
+        search_budget: Trainings of the search: a number, or "20x", the time of 20 of them.
+        symptoms: The rules that watch the run; `ranum.guards.default_symptoms()` if None.
+        sample_every: Steps between readings of per-layer statistics.
+        snapshot_every: Steps between snapshots for going back to.
+        confirm_seconds: Time for proving defects by failing inputs, wall clock; 0 proves none.
+        log_dir: Where the report goes; "ranum_report" in the logger's directory if None.
+        verbose: Tell the story in the terminal.
+        strict: Raise Ranum's own faults instead of containing them.
+
+    Raises:
+        ArgumentError: If an argument breaks its rule.
+    """
+
+    def __init__(
+        self,
+        analyze: Literal["step", "off"] = "step",
+        on_fault: Sequence[RemedyName] = REMEDIES,
+        *,
+        search: SearchSpace | None = None,
+        search_budget: int | str = 20,
+        symptoms: Sequence[Symptom] | None = None,
+        sample_every: int = 10,
+        snapshot_every: int = 50,
+        confirm_seconds: float = 10.0,
+        log_dir: str | None = None,
+        verbose: bool = True,
+        strict: bool = False,
+    ) -> None:
+        super().__init__()
+        whole = "a whole number of at least 1"
+        self.analyze = checked(
+            "analyze", analyze, "'step' or 'off'", lambda value: value in ("step", "off")
+        )
+        self.on_fault: tuple[RemedyName, ...] = tuple(
+            checked(
+                "on_fault",
+                on_fault,
+                f"a sequence of names out of {', '.join(REMEDIES)}",
+                lambda value: not isinstance(value, str) and set(value) <= set(REMEDIES),
+            )
+        )
+        self.search = checked(
+            "search",
+            search,
+            "a SearchSpace or None",
+            lambda value: value is None or isinstance(value, SearchSpace),
+        )
+        self.search_budget = search_budget
+        self.symptoms = (
+            None
+            if symptoms is None
+            else tuple(
+                checked(
+                    "symptoms",
+                    symptoms,
+                    "a sequence of symptoms or None",
+                    lambda value: all(isinstance(item, Symptom) for item in value),
+                )
+            )
+        )
+        self.sample_every = checked("sample_every", sample_every, whole, _is_positive_int)
+        self.snapshot_every = checked("snapshot_every", snapshot_every, whole, _is_positive_int)
+        self.confirm_seconds = checked(
+            "confirm_seconds", confirm_seconds, "0 or more seconds", lambda value: value >= 0
+        )
+        self.log_dir = checked(
+            "log_dir",
+            log_dir,
+            "a path or None",
+            lambda value: value is None or isinstance(value, (str, Path)),
+        )
+        self.verbose = bool(verbose)
+        self.strict = bool(strict)
+        self._number = _free_number(self)
+        self._reset()
+
+    def _reset(self) -> None:
+        self._session: Session | None = None
+        self._guard: Guard | None = None
+        self._loss: Tensor | None = None
+        self._initial: dict[str, Tensor] = {}
+        self._restart: _Restart | None = None
+        self._is_analysed = False
+        self._is_standing_by = False
+        self._shown = -1
+
+    def __repr__(self) -> str:
+        return (
+            f"RanumCallback(analyze={self.analyze!r}, on_fault={self.on_fault!r}, "
+            f"sample_every={self.sample_every}, snapshot_every={self.snapshot_every}, "
+            f"strict={self.strict})"
+        )
+
+    # --- what a user may ask ----------------------------------------------------------------
+
+    @property
+    def analysis(self) -> Any:
+        """The `Analysis` of the first step, or None."""
+        return None if self._session is None else self._session.analysis
+
+    @property
+    def history(self) -> History:
+        """Readings, findings and incidents so far."""
+        return History() if self._guard is None else self._guard.history
+
+    @property
+    def repair(self) -> Any:
+        """The `RepairResult` of the search, or None if none was run."""
+        return None if self._session is None else self._session.repair
+
+    # --- state ------------------------------------------------------------------------------
+
+    @property
+    def state_key(self) -> str:
+        """Key of the state in a checkpoint; a second callback of a process gets its own."""
+        return "RanumCallback" if self._number == 1 else f"RanumCallback#{self._number}"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain data: the guard's counters and incidents, whether the step was analysed."""
+        guard = {} if self._guard is None else self._guard.state_dict()
+        return {"version": 1, "is_analysed": self._is_analysed, "guard": guard}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes the state of an earlier run up again."""
+        self._is_analysed = bool(state_dict.get("is_analysed", False))
+        self._loaded_guard = dict(state_dict.get("guard") or {})
+
+    # --- hooks ------------------------------------------------------------------------------
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Finds out where to write and whether another guard is at work."""
+        if stage != "fit":
+            return
+        loaded, analysed = getattr(self, "_loaded_guard", {}), self._is_analysed
+        self._reset()
+        self._loaded_guard, self._is_analysed = loaded, analysed
+        others = [cb for cb in trainer.callbacks if isinstance(cb, GuardCallback)]
+        if others and others[0] is not self:
+            self._is_standing_by = True
+            warnings.warn(
+                RanumWarning("Ranum: another RanumCallback guards this run; this one stands by."),
+                stacklevel=2,
+            )
+            return
+        directory = self._directory(trainer)
+        self._session = Session(
+            directory=None if trainer.fast_dev_run else directory,
+            writer=None if trainer.fast_dev_run else _summary_writer(trainer),
+            show=trainer.is_global_zero,
+            strict=self.strict,
+            quiet=not self.verbose,
+        )
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Makes the guard, once optimizers exist."""
+        if self._session is None:
+            return
+        with self._session.contained("the guard"):
+            if "repair" in self.on_fault:
+                self._initial = saved_state(pl_module)
+            self._make_guard(trainer, pl_module)
+            if self._loaded_guard and self._guard is not None:
+                self._guard.load_state_dict(self._loaded_guard)
+                self._loaded_guard = {}
+
+    def on_train_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Analyses the first batch; remembers each batch so that it can be replayed."""
+        session = self._session
+        if session is None:
+            return
+        precision = _precision(trainer)
+        if self.analyze == "step" and not self._is_analysed:
+            self._is_analysed = True
+            program = lightning_program(pl_module, batch, batch_idx=batch_idx, precision=precision)
+            session.analyze(program, confirm_seconds=self.confirm_seconds)
+        if self._guard is not None and session.is_on("the guard"):
+            with session.contained("the guard"):
+                replay = partial(_replay, pl_module, batch, batch_idx, precision)
+                self._guard.begin(batch, replay)
+
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
+        """Keeps the loss; it is read together with the gradients."""
+        if self._session is not None and isinstance(loss, Tensor):
+            self._loss = loss.detach() * trainer.accumulate_grad_batches
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        """Decides, before the weights are touched."""
+        session, guard = self._session, self._guard
+        if session is None or guard is None or not session.is_on("the guard"):
+            return
+        with session.contained("the guard"):
+            decision = guard.decide(self._loss, epoch=trainer.current_epoch)
+            if decision.stop:
+                trainer.should_stop = True
+        self._loss = None
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Shows the reading; carries out a restart."""
+        session, guard = self._session, self._guard
+        if session is None or guard is None or not session.is_on("the guard"):
+            return
+        with session.contained("the guard"):
+            guard.end()
+            readings = guard.history.readings
+            if readings and readings[-1].step != self._shown:
+                self._shown = readings[-1].step
+                session.reading(readings[-1])
+            if self._restart is not None and not self._restart.is_begun:
+                self._restart.begin(trainer, pl_module)
+                self._make_guard(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Rewinds the epoch counter after a restart."""
+        if self._session is not None and self._restart is not None:
+            with self._session.contained("the restart"):
+                self._restart.rewind(trainer)
+            self._restart = None
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Writes the report."""
+        self._finish("training finished")
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Writes the report of a run that was broken off."""
+        self._finish(f"training was broken off by {type(exception).__name__}: {exception}")
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Leaves nothing behind."""
+        if stage == "fit" and self._session is not None:
+            self._finish("training ended")
+
+    # --- inside -----------------------------------------------------------------------------
+
+    def _finish(self, outcome: str) -> None:
+        session = self._session
+        if session is None or session.outcome:
+            return
+        session.outcome = outcome
+        session.finish(self.history, outcome)
+        if self._guard is not None:
+            with session.contained("the guard"):
+                self._guard.close()
+
+    def _directory(self, trainer: Any) -> Path:
+        base = trainer.log_dir  # asks all ranks, so all must ask
+        if self.log_dir is not None:
+            return Path(self.log_dir)
+        return Path(base or trainer.default_root_dir) / "ranum_report"
+
+    def _make_guard(self, trainer: Any, pl_module: Any) -> None:
+        session = self._session
+        assert session is not None
+        former = None if self._guard is None else self._guard
+        if former is not None:
+            former.close()
+        optimizers = list(trainer.optimizers)
+        if not optimizers:
+            return
+        self._guard = Guard(
+            pl_module,
+            optimizers,
+            symptoms=default_symptoms() if self.symptoms is None else self.symptoms,
+            remedies=self._remedies(trainer, pl_module),
+            sample_every=self.sample_every,
+            snapshot_every=self.snapshot_every,
+            schedulers=[config.scheduler for config in trainer.lr_scheduler_configs],
+            scaler=getattr(trainer.precision_plugin, "scaler", None),
+            strict=self.strict,
+            on_finding=session.finding,
+            on_incident=session.incident,
+            history=None if former is None else former.history,
+        )
+
+    def _remedies(self, trainer: Any, pl_module: Any) -> list[Remedy]:
+        session = self._session
+        assert session is not None
+        factor = LEARNING_RATE_FACTOR
+        make = {
+            "skip": Skip,
+            "clip": partial(InsertClip, session, learning_rate_factor=factor),
+            "rollback": partial(Rollback, learning_rate_factor=factor),
+            "repair": lambda: RepairConfiguration(partial(self._repair, trainer, pl_module)),
+        }
+        names = [name for name in self.on_fault if not (name == "repair" and session.repair)]
+        return [make[name]() for name in names]
+
+    def _repair(self, trainer: Any, pl_module: Any, fault: Fault) -> str | None:
+        """Searches a configuration; a line on what it found, None if nothing."""
+        session = self._session
+        assert session is not None
+        optimizer = trainer.optimizers[0]
+        loader = _training_loader(trainer)
+        size = loader.batch_size if has_choice_of_batch_size(loader) else None
+        trials = Trials(
+            module=pl_module,
+            initial=self._initial,
+            optimizer=optimizer,
+            loader=loader,
+            to_device=partial(_to_device, trainer),
+            precision=_precision(trainer),
+        )
+        faulty = read_configuration(pl_module, optimizer, size)
+        faulty["learning_rate"] = self._guard_start_rate(optimizer, faulty["learning_rate"])
+        try:
+            result = repair_configuration(
+                trials.train,
+                faulty,
+                self.search,
+                budget=self.search_budget,
+                findings=[fault.finding],
+            )
+        except MissingExtraError as error:
+            warnings.warn(RanumWarning(f"Ranum: {error} Training stops instead."), stacklevel=2)
+            return None
+        session.repaired(result)
+        if not result.is_repaired:
+            return None
+        self._restart = _Restart(
+            configuration=dict(result.configuration), initial=self._initial, loader=loader
+        )
+        changes = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in result.patch.items())
+        return f"found a configuration that trains ({changes}); training restarts from it"
+
+    def _guard_start_rate(self, optimizer: Any, present: float) -> float:
+        """The learning rate the run began with, before rollbacks lowered it."""
+        rates = [reading.learning_rate for reading in self.history.readings]
+        first = next((rate for rate in rates if rate is not None), None)
+        return present if first is None else first
+
+
+class _Restart:
+    """Starts training over from the initial weights under another configuration.
+
+    Uses private parts of Lightning (2.5 and later): the fit loop's data source, its combined
+    loader, and its progress counters.
+    """
+
+    def __init__(
+        self, *, configuration: dict[str, Any], initial: dict[str, Tensor], loader: Any
+    ) -> None:
+        self.is_begun = False
+        self._configuration = configuration
+        self._initial = initial
+        self._loader = loader
+
+    def begin(self, trainer: Any, pl_module: Any) -> None:
+        """New weights and optimizer at once; the running epoch ends with this batch."""
+        self.is_begun = True
+        former = trainer.optimizers[0]
+        load_state(pl_module, self._initial)
+        known = {id(p) for p in pl_module.parameters()}
+        apply_configuration(pl_module, self._configuration)
+        groups = [dict(group) for group in former.param_groups]
+        present = {id(p) for p in pl_module.parameters()}
+        for group in groups:
+            group["params"] = [p for p in group["params"] if id(p) in present]
+        groups[0]["params"] += [p for p in pl_module.parameters() if id(p) not in known]
+        pl_module.zero_grad(set_to_none=True)
+        trainer.strategy.optimizers = [
+            build_optimizer(
+                self._configuration["optimizer"],
+                groups,
+                self._configuration["learning_rate"],
+                like=former,
+            )
+        ]
+        # A schedule made for the former optimizer would steer that one, not this.
+        trainer.strategy.lr_scheduler_configs = []
+        trainer.fit_loop.epoch_loop.batch_progress.is_last_batch = True
+
+    def rewind(self, trainer: Any) -> None:
+        """The next epoch is epoch 0 again, over a loader with the new batch size."""
+        fit_loop = trainer.fit_loop
+        size = self._configuration.get("batch_size")
+        if size and has_choice_of_batch_size(self._loader) and size != self._loader.batch_size:
+            source = fit_loop._data_source
+            fit_loop._data_source = type(source)(with_batch_size(self._loader, size), "")
+        fit_loop._combined_loader = None  # makes the loop set its data up again
+        progress = fit_loop.epoch_progress.current
+        progress.ready = progress.started = progress.processed = 0
+        progress.completed = -1  # the loop counts the epoch that ends now
+
+
+# --- Lightning ------------------------------------------------------------------------------
+
+_NAMESPACES = ("lightning.pytorch", "pytorch_lightning")
+_made: dict[tuple[type, ...], type] = {}
+
+
+def make_callback(*namespaces: str) -> type:
+    """The callback class on the `Callback` bases of the given namespaces.
+
+    Raises:
+        MissingExtraError: If a namespace is not installed.
+    """
+    try:
+        bases = tuple(importlib.import_module(name).Callback for name in namespaces)
+    except ImportError as error:
+        raise MissingExtraError(namespaces[0], "lightning", "RanumCallback") from error
+    if bases not in _made:
+        _made[bases] = type(
+            "RanumCallback",
+            (GuardCallback, *bases),
+            {"__doc__": GuardCallback.__doc__, "__module__": "ranum"},
+        )
+    return _made[bases]
+
+
+def default_callback() -> type:
+    """The callback for the namespace in use; for both, where both are or neither is."""
+    loaded = [name for name in _NAMESPACES if name in sys.modules]
+    installed = loaded or [name for name in _NAMESPACES if _is_installed(name)]
+    return make_callback(*(installed or _NAMESPACES[1:]))
+
+
+def _is_installed(name: str) -> bool:
+    return importlib.util.find_spec(name.partition(".")[0]) is not None
+
+
+_live: weakref.WeakValueDictionary[int, GuardCallback] = weakref.WeakValueDictionary()
+
+
+def _free_number(callback: GuardCallback) -> int:
+    number = next(number for number in range(1, len(_live) + 2) if number not in _live)
+    _live[number] = callback
+    return number
+
+
+def _is_positive_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _replay(module: Any, batch: Any, batch_idx: int, precision: Any) -> Tensor | None:
+    """Forward, loss and backward of one batch, without the Trainer noticing."""
+    loss = lightning_program(module, batch, batch_idx=batch_idx, precision=precision).step(batch)
+    if loss is not None and loss.requires_grad:
+        loss.backward()
+    return loss
+
+
+def _precision(trainer: Any) -> Any:
+    return getattr(trainer.precision_plugin, "train_step_context", nullcontext)
+
+
+def _summary_writer(trainer: Any) -> Any:
+    for logger in trainer.loggers:
+        experiment = getattr(logger, "experiment", None)
+        if hasattr(experiment, "add_custom_scalars") and hasattr(experiment, "add_scalar"):
+            return experiment
+    return None
+
+
+def _training_loader(trainer: Any) -> Any:
+    loader = trainer.train_dataloader
+    return loader[0] if isinstance(loader, (list, tuple)) and len(loader) == 1 else loader
+
+
+def _to_device(trainer: Any, batch: Any) -> Any:
+    batch = trainer.precision_plugin.convert_input(batch)
+    return trainer.strategy.batch_to_device(batch, dataloader_idx=0)

@@ -1,0 +1,82 @@
+"""The remedies that need the upper floors: inserting a clip, and repairing the configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ranum.callbacks._session import Session
+from ranum.guards.recovery import Fault, Outcome, go_back, scale_learning_rates
+
+if TYPE_CHECKING:
+    from ranum.guards.guard import Guard
+
+CLIP_LIMIT = 8
+"""Live patches per run; a program that needs more has another problem."""
+
+
+class InsertClip:
+    """Goes back to the last good snapshot and puts the proposed clip in front of the culprit.
+
+    Fits faults whose culprit is an operator that the analysis has a clip for. The learning
+    rate is lowered as by a rollback: the operand drifted to the edge of its domain under it.
+
+    Args:
+        session: Holds the analysis and keeps the patches, so that they are undone at the end.
+        learning_rate_factor: In (0, 1].
+    """
+
+    name = "clip"
+
+    def __init__(self, session: Session, *, learning_rate_factor: float) -> None:
+        self._session = session
+        self._factor = learning_rate_factor
+
+    def apply(self, fault: Fault, guard: Guard) -> Outcome | None:
+        """Inserts the clip; None if there is none for this fault."""
+        culprit = fault.culprit
+        if culprit is None or culprit.cause != "operator":
+            return None
+        if len(self._session.patches) >= CLIP_LIMIT:
+            return None
+        clip = self._session.clip_for(culprit)
+        if clip is None or clip.edit is None:
+            return None
+        diff = clip.edit.diff()
+        patch = clip.edit.apply()  # before going back: if it is refused, nothing has changed
+        back_to = go_back(guard, fault)
+        if back_to is None:
+            patch.undo()
+            return None
+        self._session.patches.append(patch)
+        scale_learning_rates(guard, self._factor)
+        return Outcome(
+            action=self.name,
+            detail=f"inserted {clip} as a live patch; learning rate x {self._factor:.2g}",
+            back_to=back_to,
+            patch=diff,
+        )
+
+
+class RepairConfiguration:
+    """Searches a configuration that trains, and asks for a restart from it. Fits once.
+
+    Args:
+        search: Runs the search; True if it found a configuration.
+    """
+
+    name = "repair"
+
+    def __init__(self, search: Callable[[Fault], str | None]) -> None:
+        self._search = search
+        self._used = False
+
+    def apply(self, fault: Fault, guard: Guard) -> Outcome | None:
+        """Runs the search; None if it was used up or found nothing."""
+        if self._used:
+            return None
+        self._used = True
+        detail = self._search(fault)
+        if detail is None:
+            return None
+        return Outcome(action=self.name, detail=detail, restart=True)

@@ -1,0 +1,243 @@
+"""One guarded run, whatever the framework: what was found, done, shown and written.
+
+The adapters translate hooks; everything they share is here. A fault of Ranum's own is
+contained: reported once, the part that failed is switched off, training goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ranum.analysis.analyze import analyze
+from ranum.analysis.capture.program import Program
+from ranum.analysis.confirm import confirm_all
+from ranum.analysis.result import Analysis
+from ranum.errors import ArgumentError, CaptureError, MissingExtraError, RanumWarning
+from ranum.guards.types import Culprit, Finding, History, Incident, Reading
+from ranum.repair.clipping import Clip, smallest_clip
+from ranum.repair.patch import AppliedPatch
+from ranum.report import Panels, Story, open_writer, write_html
+
+_log = logging.getLogger(__name__)
+
+
+class Session:
+    """The state of one guarded run.
+
+    Args:
+        directory: Where the report and `incidents.jsonl` go; None writes nothing.
+        writer: A TensorBoard `SummaryWriter` to use; None opens one in `directory`.
+        show: Whether this process writes and talks (rank zero of a distributed run).
+        quiet: Tell no story in the terminal.
+        strict: Raise internal faults instead of containing them.
+    """
+
+    def __init__(
+        self,
+        *,
+        directory: Path | None,
+        writer: Any = None,
+        show: bool = True,
+        quiet: bool = False,
+        strict: bool = False,
+    ) -> None:
+        self.directory = directory if show else None
+        self.analysis: Analysis | None = None
+        self.repair: Any = None
+        self.outcome = ""
+        self.faults: list[str] = []
+        self.patches: list[AppliedPatch] = []
+        self._clips: dict[tuple[Any, ...], Clip] = {}
+        self._strict = strict
+        self._off: set[str] = set()
+        self._story = Story(quiet=quiet or not show)
+        self._owned_writer: Any = None
+        self._panels: Panels | None = None
+        if show:
+            with self.contained("the TensorBoard panels"):
+                self._open_panels(writer)
+
+    def _open_panels(self, writer: Any) -> None:
+        if writer is None and self.directory is not None:
+            try:
+                self._owned_writer = writer = open_writer(self.directory)
+            except MissingExtraError as error:
+                _log.info("%s The HTML report is written all the same.", error)
+        if writer is not None:
+            self._panels = Panels(writer)
+
+    # --- faults of our own ------------------------------------------------------------------
+
+    @contextmanager
+    def contained(self, part: str) -> Iterator[None]:
+        """Keeps a fault of Ranum's own inside: reports it once and switches the part off."""
+        try:
+            yield
+        except Exception as error:
+            if self._strict:
+                raise
+            if part not in self._off:
+                self._off.add(part)
+                line = (
+                    f"{part} failed ({type(error).__name__}: {error}) and was switched off; "
+                    "training goes on."
+                )
+                self.faults.append(line)
+                warnings.warn(RanumWarning(f"Ranum: {line}"), stacklevel=3)
+                _log.debug("Ranum's internal fault", exc_info=True)
+
+    def is_on(self, part: str) -> bool:
+        """False once a part has failed."""
+        return part not in self._off
+
+    # --- before training --------------------------------------------------------------------
+
+    def analyze(self, program: Program, *, confirm_seconds: float) -> None:
+        """Analyses the first real step, tries to confirm what it finds, and shows it."""
+        with self.contained("the analysis"):
+            try:
+                analysis = analyze(program)
+            except CaptureError as error:
+                if self._strict:
+                    raise
+                line = f"the analysis was left out: {error} Monitoring goes on without it."
+                self.faults.append(line)
+                warnings.warn(RanumWarning(f"Ranum: {line}"), stacklevel=3)
+                return
+            if confirm_seconds > 0 and analysis.defects:
+                analysis = confirm_all(analysis, seconds=confirm_seconds)
+            self.analysis = analysis
+            with self.contained("the terminal story"):
+                self._story.analysis(analysis)
+            if self._panels is not None:
+                with self.contained("the TensorBoard panels"):
+                    self._panels.analysis(analysis)
+
+    def clip_for(self, culprit: Culprit) -> Clip | None:
+        """The clip the analysis proposes for an operator that failed, if it has one."""
+        if self.analysis is None:
+            return None
+        place = _place(culprit.source)
+        for defect in self.analysis.defects:
+            if _place(defect.source) != place:
+                continue
+            key = (*place, defect.op)
+            if key not in self._clips:
+                self._clips[key] = smallest_clip(defect)
+            clip = self._clips[key]
+            return clip if clip.edit is not None else None
+        return None
+
+    def clips(self) -> tuple[Clip, ...]:
+        """Clips for all certain defects and for all that were inserted."""
+        if self.analysis is not None:
+            for defect in self.analysis.defects:
+                key = (*_place(defect.source), defect.op)
+                if defect.severity == "certain" and key not in self._clips:
+                    with self.contained("the search for clips"):
+                        self._clips[key] = smallest_clip(defect)
+        return tuple(self._clips.values())
+
+    # --- during training --------------------------------------------------------------------
+
+    def reading(self, reading: Reading) -> None:
+        """Shows a reading in the panels."""
+        if self._panels is not None and self.is_on("the TensorBoard panels"):
+            with self.contained("the TensorBoard panels"):
+                self._panels.reading(reading)
+
+    def finding(self, finding: Finding) -> None:
+        """Shows a warning; faults are shown with their incident."""
+        with self.contained("the terminal story"):
+            if finding.severity == "warning":
+                self._story.finding(finding)
+        if self._panels is not None:
+            with self.contained("the TensorBoard panels"):
+                self._panels.finding(finding)
+
+    def incident(self, incident: Incident) -> None:
+        """Shows and records an incident."""
+        with self.contained("the terminal story"):
+            self._story.incident(incident)
+        if self._panels is not None:
+            with self.contained("the TensorBoard panels"):
+                self._panels.incident(incident)
+        if self.directory is not None:
+            with self.contained("incidents.jsonl"):
+                self.directory.mkdir(parents=True, exist_ok=True)
+                with open(self.directory / "incidents.jsonl", "a", encoding="utf-8") as file:
+                    file.write(json.dumps(incident.to_dict()) + os.linesep)
+
+    def repaired(self, result: Any) -> None:
+        """Shows and keeps the result of a search."""
+        self.repair = result
+        with self.contained("the terminal story"):
+            self._story.repair(result)
+        if self._panels is not None:
+            with self.contained("the TensorBoard panels"):
+                self._panels.repair(result)
+
+    # --- at the end -------------------------------------------------------------------------
+
+    def finish(self, history: History, outcome: str) -> None:
+        """Writes the report, tells the end of the story, takes live patches out again."""
+        if self.faults:
+            seen = [*history.internal_faults, *self.faults]
+            history = History(
+                readings=history.readings,
+                findings=history.findings,
+                incidents=history.incidents,
+                internal_faults=tuple(dict.fromkeys(seen)),
+            )
+        report: Path | None = None
+        if self.directory is not None:
+            with self.contained("the HTML report"):
+                report = self.directory / "report.html"
+                report.parent.mkdir(parents=True, exist_ok=True)
+                write_html(
+                    report,
+                    analysis=self.analysis,
+                    history=history,
+                    repair=self.repair,
+                    outcome=outcome,
+                    diffs=self._diffs(),
+                )
+        with self.contained("the terminal story"):
+            self._story.end(history, outcome, report=report)
+        if self._owned_writer is not None:
+            with self.contained("the TensorBoard panels"):
+                self._owned_writer.close()
+        for patch in reversed(self.patches):
+            with self.contained("undoing a live patch"):
+                patch.undo()
+        self.patches.clear()
+
+    def _diffs(self) -> Mapping[str, str]:
+        diffs = {}
+        for clip in self.clips():
+            if clip.edit is not None:
+                with self.contained("the diffs"):
+                    diffs[str(clip)] = clip.edit.diff()
+        return diffs
+
+
+def _place(source: Any) -> tuple[Any, ...]:
+    return (source.file, source.line, source.column, source.end_line, source.end_column)
+
+
+def checked(name: str, value: Any, rule: str, test: Callable[[Any], bool]) -> Any:
+    """The value, or an ArgumentError that names argument, rule and value."""
+    try:
+        fits = test(value)
+    except (TypeError, ValueError):
+        fits = False
+    if not fits:
+        raise ArgumentError(f"{name} must be {rule}; got {value!r}.")
+    return value
