@@ -278,8 +278,9 @@ def gamma(terms: int, dtype: torch.dtype) -> float:
 def widen(interval: Interval, ulps: int = 4, absolute: float = 0.0) -> Interval:
     """Outward by `ulps` units in the last place and an absolute term.
 
-    For functions that the hardware does not round correctly (exp, log, tanh, erf, ...).
-    Infinite bounds stay; a widened bound may overflow to infinity, which is then possible.
+    For functions that the hardware does not round correctly (exp, log, tanh, erf, ...). A
+    widened bound may overflow to infinity, which is then possible. A lower bound of +inf
+    becomes the largest number, since overflow itself may come an ulp later elsewhere.
     """
     if not interval.dtype.is_floating_point or interval.is_empty_tensor:
         return interval
@@ -287,9 +288,11 @@ def widen(interval: Interval, ulps: int = 4, absolute: float = 0.0) -> Interval:
     relative = ulps * info.eps
     floor = max(absolute, ulps * info.smallest_normal * info.eps)
     lower, upper = interval.lower, interval.upper
+    low = lower - (lower.abs() * relative + floor)
+    high = upper + (upper.abs() * relative + floor)
     return Interval(
-        torch.where(lower.isfinite(), lower - (lower.abs() * relative + floor), lower),
-        torch.where(upper.isfinite(), upper + (upper.abs() * relative + floor), upper),
+        torch.where(lower.isinf(), lower.clamp(max=info.max), low),
+        torch.where(upper.isinf(), upper.clamp(min=info.min), high),
         interval.shape,
         interval.dtype,
         interval.may_nan,
@@ -318,4 +321,6 @@ def _round(value: float, dtype: torch.dtype, towards: float) -> float:
 
 def _ranked(bound: Tensor, rank: int) -> Tensor:
     """Leading dimensions of size 1 up to `rank`."""
-    return bound if bound.dim() >= rank else bound.reshape((1,) * (rank - bound.dim()) + bound.shape)
+    return (
+        bound if bound.dim() >= rank else bound.reshape((1,) * (rank - bound.dim()) + bound.shape)
+    )

@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from transfer_cases.harness import Arg, Case, N, Sketch, cases, check, supports
+from transfer_cases.harness import Arg, Case, N, Sketch, check, tables
 
 import ranum.analysis.transfer as _table
 from ranum.analysis.interval import Interval
 from ranum.analysis.transfer.registry import rule_for, rules
 
-CASES = cases()
-EXAMPLES = 16
+EXAMPLES = 12
 
-_counts: Counter[str] = Counter()
-
-
-def _label(case: Case) -> str:
-    _counts[case.op] += 1
-    return f"{case.op}-{_counts[case.op]}"
-
-
-each_case = pytest.mark.parametrize("case", CASES, ids=[_label(case) for case in CASES])
+CASES = {
+    f"{table}-{number}-{case.op}": case
+    for table, cases in tables().items()
+    for number, case in enumerate(cases, 1)
+}
+_RULED = {name: case for name, case in CASES.items() if rule_for(case.op) is not None}
+each_case = pytest.mark.parametrize("case", _RULED.values(), ids=_RULED.keys())
 
 
-def _function(case: Case):
-    rule = rule_for(case.op)
-    assert rule is not None, f"{case.op} has a case but no rule"
-    return rule.function
+def _function(case):
+    return rule_for(case.op).function
 
 
 sketches = st.lists(
@@ -52,17 +45,18 @@ sketches = st.lists(
 )
 
 
-def test_every_rule_has_a_case():
-    missing = sorted(set(rules()) - {case.op for case in CASES})
+def test_every_rule_has_a_case_and_every_case_a_rule():
+    covered = {case.op for case in CASES.values()}
+    missing = sorted(set(rules()) - covered)
     assert not missing, f"rules without a case in tests/transfer_cases: {', '.join(missing)}"
+    assert covered <= set(rules()), f"cases without a rule: {sorted(covered - set(rules()))}"
 
 
 @each_case
 def test_known_data_is_contained(case):
     for dtype in case.floating:
-        if supports(case, dtype):
-            for seed in range(3):
-                check(case, _function(case), [Sketch(seed), Sketch(seed + 50)], dtype)
+        for seed in range(2):
+            check(case, _function(case), [Sketch(seed), Sketch(seed + 50)], dtype)
 
 
 @each_case
@@ -70,27 +64,21 @@ def test_values_up_to_the_limits_of_the_dtype(case):
     if not case.wild:
         pytest.skip("operator is specified for ordinary values only")
     for dtype in case.floating:
-        if supports(case, dtype):
-            for seed in range(3):
-                for sketch in (
-                    Sketch(seed, huge=True, edges=True),
-                    Sketch(seed, radius=1.0, huge=True, edges=True),
-                ):
-                    check(case, _function(case), [sketch, Sketch(seed, huge=True)], dtype)
+        for seed, radius in ((0, 0.0), (1, 0.0), (2, 1.0), (3, 1.0)):
+            huge = Sketch(seed, radius, huge=True, edges=True)
+            check(case, _function(case), [huge, Sketch(seed, huge=True)], dtype)
 
 
 @each_case
 def test_infinities_and_nan(case):
     if not case.wild:
         pytest.skip("operator is specified for ordinary values only")
-    for infinite in ((True, False), (False, True), (True, True)):
-        for seed in range(3):
-            for radius in (0.0, 0.5):
-                for nan in (False, True):
-                    sketch = Sketch(seed, radius=radius, infinite=infinite, nan=nan, edges=True)
-                    check(
-                        case, _function(case), [sketch, Sketch(seed + 9, radius, infinite=infinite)]
-                    )
+    for seed, infinite in enumerate(((True, False), (False, True), (True, True))):
+        for radius in (0.0, 0.5):
+            for nan in (False, True):
+                sketch = Sketch(seed, radius, infinite=infinite, nan=nan, edges=True)
+                other = Sketch(seed + 9, radius, infinite=infinite)
+                check(case, _function(case), [sketch, other])
 
 
 @each_case
@@ -111,7 +99,7 @@ def test_empty_tensors(case):
 )
 @given(boxes=sketches, data=st.data())
 def test_results_lie_in_the_interval(case, boxes, data):
-    dtype = data.draw(st.sampled_from([d for d in case.floating if supports(case, d)]))
+    dtype = data.draw(st.sampled_from(case.floating))
     if not case.wild:
         boxes = [Sketch(b.seed, min(b.radius, 3.0), b.merged) for b in boxes]
     check(case, _function(case), boxes, dtype)
@@ -145,8 +133,7 @@ def test_a_rule_that_forgets_nan_is_caught():
     infinite = Sketch(1, radius=0.5, infinite=(True, True))
     check(_ADD, _exact_add, [Sketch(1, radius=0.5)])
     with pytest.raises(AssertionError, match="may_nan=False"):
-        for seed in range(20):
-            check(_ADD, _wide, [infinite, Sketch(seed, radius=0.5, infinite=(True, True))])
+        check(_ADD, _wide, [infinite, infinite])
 
 
 def _wide(x, other):

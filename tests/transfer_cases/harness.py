@@ -22,7 +22,8 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any
 
@@ -38,21 +39,11 @@ DTYPE = "DTYPE"
 """Stands for the floating dtype under test."""
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-DRAWS = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class _ArgFields:
-    low: float = -4.0
-    high: float = 4.0
-    dtype: torch.dtype | None = None
-    exact: bool = False
-    within: tuple[float, float] = (-math.inf, math.inf)
-    nan: bool = True
+DRAWS = 3
 
 
 @dataclass(frozen=True)
-class Arg(_ArgFields):
+class Arg:
     """A tensor argument.
 
     Attributes:
@@ -65,7 +56,14 @@ class Arg(_ArgFields):
         nan: False if NaN is not a lawful element.
     """
 
-    shape: tuple[Any, ...] = ()
+    shape: tuple[Any, ...]
+    _: KW_ONLY
+    low: float = -4.0
+    high: float = 4.0
+    dtype: torch.dtype | None = None
+    exact: bool = False
+    within: tuple[float, float] = (-math.inf, math.inf)
+    nan: bool = True
 
 
 @dataclass(frozen=True)
@@ -101,13 +99,16 @@ class Case:
         """True if a size is `N`."""
         return _mentions(list(self.arguments.values()), N)
 
-    @property
+    @cached_property
     def floating(self) -> tuple[torch.dtype, ...]:
-        """Dtypes to try: one if no argument depends on it."""
-        depends = any(arg.dtype is None for arg in self.args) or _mentions(
-            list(self.arguments.values()), DTYPE
+        """Dtypes to try: those with a CPU kernel; one if no argument depends on it."""
+        depends = any(arg.dtype is None for arg in self.args)
+        depends |= _mentions(list(self.arguments.values()), DTYPE)
+        return (
+            tuple(dtype for dtype in self.dtypes if _supports(self, dtype))
+            if depends
+            else self.dtypes[:1]
         )
-        return self.dtypes if depends else self.dtypes[:1]
 
     def call(self, arguments: Mapping[str, Any]) -> Any:
         """Torch's own result."""
@@ -295,7 +296,7 @@ def check(
         _compare(case, _tuple(bounds), _tuple(case.call(arguments)), arguments, symbolic)
 
 
-def supports(case: Case, dtype: torch.dtype) -> bool:
+def _supports(case: Case, dtype: torch.dtype) -> bool:
     """True if torch has a CPU kernel for the case in a dtype."""
     boxes = [box(arg, Sketch(seed=1), dtype) for arg in case.args]
     arguments = _filled(case.arguments, [draw(item, 0) for item in boxes], dtype, 2)
@@ -310,13 +311,11 @@ def supports(case: Case, dtype: torch.dtype) -> bool:
     return True
 
 
-def cases() -> list[Case]:
-    """All cases of the tables beside this file."""
-    found: list[Case] = []
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        if path.stem != Path(__file__).stem:
-            found += importlib.import_module(f"transfer_cases.{path.stem}").CASES
-    return found
+def tables() -> dict[str, list[Case]]:
+    """The case tables beside this file, by file name."""
+    names = sorted(path.stem for path in Path(__file__).parent.glob("*.py"))
+    names.remove(Path(__file__).stem)
+    return {name: importlib.import_module(f"transfer_cases.{name}").CASES for name in names}
 
 
 def _compare(
@@ -352,10 +351,8 @@ def _grown(symbolic: dict[str, Any], concrete: Sequence[Mapping[str, Any]]) -> d
     grown = dict(symbolic)
     for key, value in symbolic.items():
         if isinstance(value, Interval):
-            for arguments in concrete:
-                if not value.contains(arguments[key]):
-                    value = value.hull(Interval.point(arguments[key]))
-            grown[key] = value
+            points = [Interval.point(arguments[key]) for arguments in concrete]
+            grown[key] = reduce(Interval.hull, points, value)
     return grown
 
 

@@ -2,6 +2,21 @@
 
 from __future__ import annotations
 
+from ranum.analysis.transfer import (
+    activations,
+    elementwise,
+    functions,
+    selection,
+)
 from ranum.analysis.transfer.registry import Rule, rule_for, rules, transfer
 
-__all__ = ["Rule", "rule_for", "rules", "transfer"]
+__all__ = [
+    "Rule",
+    "activations",
+    "elementwise",
+    "functions",
+    "rule_for",
+    "rules",
+    "selection",
+    "transfer",
+]

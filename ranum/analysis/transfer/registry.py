@@ -17,12 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from ranum.errors import ArgumentError
 
 Domain = Literal["all", "positive", "nonnegative", "nonzero", "unit"]
 Function = Callable[..., Any]
+_F = TypeVar("_F", bound=Function)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +53,14 @@ _RULES: dict[str, Rule] = {}
 
 def transfer(
     *ops: str, domain: Domain = "all", phase: Literal["forward", "backward"] = "forward"
-) -> Callable[[Function], Function]:
+) -> Callable[[_F], _F]:
     """Registers a transfer function for one or more operators.
 
     Raises:
         ArgumentError: If an operator already has a rule, or the function has no docstring.
     """
 
-    def register(function: Function) -> Function:
+    def register(function: _F) -> _F:
         if not function.__doc__:
             raise ArgumentError(
                 f"transfer function {function.__name__} has no docstring; state its mathematics."

@@ -1,0 +1,366 @@
+"""Transfer functions of arithmetic: sums, products, quotients, powers.
+
++ - * / sqrt are correctly rounded, so bounds computed in the same dtype hold as they are.
+Where a kernel may round in between or fuse (`alpha`, `value`), products are pushed outward
+and half precision is computed in float32, as kernels do.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ranum.analysis.interval import Interval
+from ranum.analysis.transfer.combinators import (
+    Operand,
+    bent,
+    converted,
+    corners,
+    decreasing,
+    dtype_of,
+    floating,
+    has_infinity,
+    has_zero,
+    increasing,
+    inexact,
+    is_known,
+    is_possible,
+    lower,
+    may_nan,
+    monotone,
+    shape_of,
+    unbounded_where,
+    union,
+    upper,
+    working,
+    wraps,
+)
+from ranum.analysis.transfer.registry import transfer
+
+# --- sums ----------------------------------------------------------------------------------
+
+
+@transfer("add")
+def add(x: Operand, other: Operand, alpha: float = 1) -> Interval:
+    """X + alpha other, rising in both for alpha > 0; NaN from inf - inf."""
+    if alpha != 1:
+        return converted_back(add(working(x), _scaled(other, alpha, x)), x, other)
+    result = monotone(operator.add, x, other)
+    if wraps(operator.add, result, x, other):
+        return Interval.top(result.shape, result.dtype)
+    undefined = (upper(x) == math.inf) & (lower(other) == -math.inf)
+    undefined |= (lower(x) == -math.inf) & (upper(other) == math.inf)
+    return result.with_nan(result.may_nan or is_possible(undefined))
+
+
+@transfer("sub")
+def sub(x: Operand, other: Operand, alpha: float = 1) -> Interval:
+    """X - alpha other; NaN from inf - inf."""
+    if alpha != 1:
+        return converted_back(sub(working(x), _scaled(other, alpha, x)), x, other)
+    result = monotone(operator.sub, x, other, falling=(1,))
+    if wraps(operator.sub, result, x, other):
+        return Interval.top(result.shape, result.dtype)
+    undefined = (upper(x) == math.inf) & (upper(other) == math.inf)
+    undefined |= (lower(x) == -math.inf) & (lower(other) == -math.inf)
+    return result.with_nan(result.may_nan or is_possible(undefined))
+
+
+@transfer("rsub")
+def rsub(x: Interval, other: Operand, alpha: float = 1) -> Interval:
+    """Other - alpha x."""
+    return sub(other, x, alpha)
+
+
+def _scaled(x: Operand, factor: float, beside: Operand) -> Operand:
+    """X times a number, for a kernel that may round the product or fuse it with a sum."""
+    if not isinstance(x, Interval):
+        x = Interval.point(torch.tensor(x, dtype=dtype_of(x, beside)))
+    product = mul(working(x), factor)
+    return product if abs(math.frexp(factor)[0]) == 0.5 else inexact(product, 1)
+
+
+def converted_back(result: Interval, *operands: Operand) -> Interval:
+    """A result computed in float32, in the dtype that torch promotes the operands to."""
+    return converted(result, promoted(*operands))
+
+
+def promoted(*operands: Operand) -> torch.dtype:
+    """The dtype that torch promotes any number of operands to."""
+    total: Any = lower(operands[0])
+    for operand in operands[1:]:
+        dtype = torch.result_type(total, lower(operand))
+        ranks = [item.dim() for item in (total, lower(operand)) if isinstance(item, Tensor)]
+        total = torch.empty((0,) * max(ranks, default=0), dtype=dtype)
+    return torch.result_type(total, total)
+
+
+# --- products and quotients ----------------------------------------------------------------
+
+
+@transfer("mul")
+def mul(x: Operand, other: Operand) -> Interval:
+    """X other: extremes at the corners of the box; NaN from 0 * inf."""
+    known = is_known(x, other)
+    result = (monotone if known else corners)(operator.mul, x, other)
+    if wraps(operator.mul, result, x, other):
+        return Interval.top(result.shape, result.dtype)
+    undefined = (has_zero(x) & has_infinity(other)) | (has_infinity(x) & has_zero(other))
+    return result.with_nan(result.may_nan or is_possible(undefined))
+
+
+@transfer("div", domain="nonzero")
+def div(x: Interval, other: Operand, rounding_mode: str | None = None) -> Interval:
+    """X / other: extremes at the corners where other keeps its sign.
+
+    A divisor that can be 0 gives [-inf, inf], also when it ends at 0: a bound of 0 stands
+    for both zeros, and x / -0.0 has the opposite sign. NaN from 0 / 0 and inf / inf.
+    """
+    if rounding_mode is not None:
+        return _rounded_quotient(x, other, rounding_mode)
+    if is_known(x, other):
+        return monotone(torch.div, x, other)
+    zero = has_zero(other)
+    undefined = (has_zero(x) & zero) | (has_infinity(x) & has_infinity(other))
+    result = unbounded_where(zero, corners(torch.div, x, other))
+    return result.with_nan(result.may_nan or is_possible(undefined))
+
+
+def _rounded_quotient(x: Interval, other: Operand, rounding_mode: str) -> Interval:
+    """Quotients rounded to integers; in floor division inf // y is NaN and -1 // inf is -1."""
+
+    def divide(a: Any, b: Any) -> Tensor:
+        return torch.div(a, b, rounding_mode=rounding_mode)
+
+    dtype, zero = dtype_of(x, other), has_zero(other)
+    if not dtype.is_floating_point and is_possible(zero):
+        return Interval.top(shape_of(x, other), dtype)
+    if is_known(x, other):
+        return monotone(divide, x, other)
+    result = corners(divide, x, other)
+    if wraps(divide, result, x, other):
+        return Interval.top(result.shape, dtype)
+    if not dtype.is_floating_point:
+        return result
+    endless = has_infinity(other)
+    undefined = (has_zero(x) & zero) | has_infinity(x)
+    nan = result.may_nan or is_possible(undefined)
+    if rounding_mode == "floor":
+        # torch derives the quotient from fmod: exact while below 1 / eps, else off by an ulp.
+        result = inexact(result, 1)
+        result = Interval.between(result.lower - endless, result.upper, result.shape, dtype)
+    return unbounded_where(zero | endless & has_infinity(x), result).with_nan(nan)
+
+
+@transfer("reciprocal", domain="nonzero")
+def reciprocal(x: Interval) -> Interval:
+    """1 / x, falling on either side of 0; [-inf, inf] if it can be 0, as in division."""
+    x = floating(x)
+    if x.is_point:
+        return monotone(torch.reciprocal, x)
+    return unbounded_where(has_zero(x), decreasing(torch.reciprocal, x, ulps=0))
+
+
+@transfer("addcmul")
+def addcmul(x: Interval, tensor1: Interval, tensor2: Interval, value: float = 1) -> Interval:
+    """X + value tensor1 tensor2, rounded two or three times, or fused."""
+    product = inexact(mul(working(tensor1), working(tensor2)), 2)
+    if value != 1:
+        product = inexact(mul(product, value), 2)
+    return converted_back(add(working(x), product), x, tensor1, tensor2)
+
+
+@transfer("addcdiv", domain="nonzero")
+def addcdiv(x: Interval, tensor1: Interval, tensor2: Interval, value: float = 1) -> Interval:
+    """X + value tensor1 / tensor2, rounded two or three times, or fused."""
+    dividend = converted(tensor1, promoted(working(tensor1), 1.0))
+    if value != 1:
+        dividend = inexact(mul(dividend, value), 2)
+    quotient = inexact(div(dividend, working(tensor2)), 2)
+    return converted_back(add(working(x), quotient), x, tensor1, tensor2)
+
+
+@transfer("lerp")
+def lerp(x: Interval, end: Interval, weight: Operand) -> Interval:
+    """X + weight (end - x): between x and end for weights in [0, 1] where end - x is finite.
+
+    torch computes x + w (end - x) for |w| < 0.5 and end - (end - x) (1 - w) above.
+    """
+    start, stop, share = working(x), working(end), working(weight)
+    difference = sub(stop, start)
+    rest = sub(1.0, share) if isinstance(share, Interval) else 1 - share
+    forward = add(start, inexact(mul(difference, share), 2))
+    result = union(forward, sub(stop, inexact(mul(difference, rest), 4)))
+    inside = torch.as_tensor((lower(weight) >= 0) & (upper(weight) <= 1))
+    inside = inside & difference.magnitude.isfinite()
+    slack = 4 * torch.finfo(result.dtype).eps * difference.magnitude
+    least = torch.minimum(lower(start), lower(stop)) - slack
+    most = torch.maximum(upper(start), upper(stop)) + slack
+    low = torch.where(inside, torch.maximum(result.lower, least), result.lower)
+    high = torch.where(inside, torch.minimum(result.upper, most), result.upper)
+    cut = Interval.between(low, high, result.shape, result.dtype, result.may_nan)
+    return converted_back(cut, x, end)
+
+
+@transfer("remainder")
+def remainder(x: Operand, other: Operand) -> Interval:
+    """X mod other, with the sign of `other`: in [0, other]; NaN for other = 0 or infinite x."""
+    if not (dtype := dtype_of(x, other)).is_floating_point and is_possible(has_zero(other)):
+        return Interval.top(shape_of(x, other), dtype)
+    if is_known(x, other):
+        return monotone(torch.remainder, x, other)
+    low, high = _as(lower(other), dtype).clamp(max=0), _as(upper(other), dtype).clamp(min=0)
+    return _modulus(x, other, low, high)
+
+
+@transfer("fmod")
+def fmod(x: Interval, other: Operand) -> Interval:
+    """X mod other, with the sign of x: no larger than either; NaN as in `remainder`."""
+    if not (dtype := dtype_of(x, other)).is_floating_point and is_possible(has_zero(other)):
+        return Interval.top(shape_of(x, other), dtype)
+    if is_known(x, other):
+        return monotone(torch.fmod, x, other)
+    size = torch.maximum(_as(lower(other), dtype).abs(), _as(upper(other), dtype).abs())
+    low = torch.maximum(-size, _as(x.lower, dtype).clamp(max=0))
+    high = torch.minimum(size, _as(x.upper, dtype).clamp(min=0))
+    return _modulus(x, other, low, high)
+
+
+def _as(bound: Any, dtype: torch.dtype) -> Tensor:
+    return torch.as_tensor(bound).to(dtype)
+
+
+def _modulus(x: Operand, other: Operand, low: Tensor, high: Tensor) -> Interval:
+    dtype, undefined = dtype_of(x, other), has_zero(other) | has_infinity(x)
+    nan = may_nan(x, other) or (dtype.is_floating_point and is_possible(undefined))
+    return Interval.between(low, high, shape_of(x, other), dtype, nan)
+
+
+# --- signs ---------------------------------------------------------------------------------
+
+
+@transfer("neg")
+def neg(x: Interval) -> Interval:
+    """-x, falling."""
+    result = decreasing(torch.neg, x, ulps=0)
+    wrapped = wraps(lambda end, _: -end, result, x)
+    return Interval.top(x.shape, x.dtype) if wrapped else result
+
+
+@transfer("abs")
+def absolute(x: Interval) -> Interval:
+    """|x|, turning at 0."""
+    result = bent(torch.abs, x, [(0, 0)], ulps=0)
+    wrapped = wraps(lambda end, _: end.abs(), result, x)
+    return Interval.top(x.shape, x.dtype) if wrapped else result
+
+
+@transfer("sign", "sgn")
+def sign(x: Interval) -> Interval:
+    """-1, 0 or 1, rising; torch gives 0 for NaN."""
+    result = increasing(torch.sign, x, ulps=0)
+    if not x.may_nan:
+        return result
+    return Interval(result.lower.clamp(max=0), result.upper.clamp(min=0), x.shape, x.dtype)
+
+
+# --- powers --------------------------------------------------------------------------------
+
+
+@transfer("sqrt", domain="nonnegative")
+def sqrt(x: Interval) -> Interval:
+    """Rising on [0, inf], correctly rounded; NaN below."""
+    return increasing(torch.sqrt, floating(x), domain=(0, math.inf), ulps=0)
+
+
+@transfer("rsqrt", domain="positive")
+def rsqrt(x: Interval) -> Interval:
+    """1 / sqrt(x): falling on (0, inf], inf at 0, -inf at -0.0; NaN below.
+
+    A bound of 0 stands for both zeros, so an operand that can be 0 gives [-inf, inf].
+    """
+    return unbounded_where(has_zero(x), decreasing(torch.rsqrt, x, domain=(0, math.inf)))
+
+
+@transfer("square")
+def square(x: Interval) -> Interval:
+    """x^2, correctly rounded."""
+    return power(x, 2)
+
+
+@transfer("pow")
+def power(x: Operand, exponent: Operand) -> Interval:
+    """x^exponent, by kind of exponent; a tensor of one number counts as that number."""
+    if isinstance(exponent, Interval) and exponent.is_point and exponent.shape == ():
+        if isinstance(x, Interval) and x.shape:
+            return _number_power(x, exponent.lower.item(), dtype_of(x, exponent))
+    elif isinstance(x, Interval) and not isinstance(exponent, Interval):
+        return _number_power(x, exponent, dtype_of(x, exponent))
+    return _tensor_power(x, exponent)
+
+
+def _number_power(x: Interval, exponent: float, dtype: torch.dtype) -> Interval:
+    """Even, odd, negative and fractional exponents; squares are correctly rounded."""
+
+    def raised(base: Tensor) -> Tensor:
+        return torch.pow(base, exponent)
+
+    if exponent == 0:
+        return Interval.point(torch.ones((), dtype=dtype).expand(x.shape))
+    if not dtype.is_floating_point:
+        return _integer_power(x, int(exponent))
+    x = converted(x, dtype)
+    if exponent == 1:
+        return x
+    if not float(exponent).is_integer():
+        return _fractional_power(x, exponent)
+    is_even = exponent % 2 == 0
+    if exponent > 0:
+        return bent(raised, x, [(0, 0)] if is_even else [], ulps=0 if exponent == 2 else 4)
+    if is_even:
+        return decreasing(raised, absolute(x), image=(0, math.inf))
+    return unbounded_where(has_zero(x), decreasing(raised, x))
+
+
+def _integer_power(x: Interval, exponent: int) -> Interval:
+    """Integers to a positive power; anything where the result can wrap around."""
+    largest = x.lower.double().abs().maximum(x.upper.double().abs()).pow(exponent)
+    if x.dtype == torch.bool or is_possible(largest >= torch.iinfo(x.dtype).max):
+        return Interval.top(x.shape, x.dtype)
+    return bent(lambda base: base.pow(exponent), x, [] if exponent % 2 else [(0, 0)], ulps=0)
+
+
+def _fractional_power(x: Interval, exponent: float) -> Interval:
+    """Rising for exponent > 0, else falling, on [0, inf]; NaN below 0.
+
+    At -inf the C standard asks for inf or 0, which torch.pow follows except for 0.5 and
+    -0.5: these are sqrt and rsqrt, and rsqrt(-0.0) is -inf.
+    """
+    if not math.isfinite(exponent):
+        result = Interval.full(0, math.inf, x.shape, x.dtype)
+        return result.with_nan(x.may_nan or math.isnan(exponent))
+    rule = increasing if exponent > 0 else decreasing
+    result = rule(lambda base: base.pow(exponent), x, domain=(0, math.inf), image=(0, math.inf))
+    low, high, endless = result.lower, result.upper, x.lower == -math.inf
+    if exponent > 0:
+        high = high.masked_fill(endless, math.inf)
+    else:
+        low = low.masked_fill(endless, 0)
+    result = Interval.between(low, high, x.shape, x.dtype, result.may_nan)
+    return unbounded_where(has_zero(x), result) if exponent == -0.5 else result
+
+
+def _tensor_power(x: Operand, exponent: Operand) -> Interval:
+    """Over x >= 0 extremes lie at the corners; a base that can be negative gives anything."""
+    dtype, shape = dtype_of(x, exponent), shape_of(x, exponent)
+    if not dtype.is_floating_point:
+        known = is_known(x, exponent)
+        return monotone(torch.pow, x, exponent) if known else Interval.top(shape, dtype)
+    result = inexact(corners(torch.pow, x, exponent)).intersect(0, math.inf)
+    negative = torch.as_tensor(lower(x) < 0)
+    result = unbounded_where(negative | has_zero(x) & (lower(exponent) < 0), result)
+    return result.with_nan(result.may_nan or is_possible(negative))
