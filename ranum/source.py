@@ -122,8 +122,9 @@ def user_source(start: FrameType | None = None) -> Source:
     """
     frame = start if start is not None else sys._getframe(1)
     while frame is not None:
-        if _is_user_code(frame.f_code):
-            return _source_of(frame.f_code, frame.f_lasti, current_module())
+        code = frame.f_code
+        if _is_user_file(code.co_filename):
+            return _source_of(code, code.co_filename, frame.f_lasti, current_module())
         frame = frame.f_back
     return UNKNOWN
 
@@ -133,17 +134,18 @@ def traceback_source(traceback: Any) -> Source:
     found = UNKNOWN
     while traceback is not None:
         code = traceback.tb_frame.f_code
-        if _is_user_code(code):
-            found = _source_of(code, traceback.tb_lasti, None)
+        if _is_user_file(code.co_filename):
+            found = _source_of(code, code.co_filename, traceback.tb_lasti, None)
         traceback = traceback.tb_next
     return found
 
 
 @lru_cache(maxsize=4096)
-def _source_of(code: CodeType, lasti: int, module: str | None) -> Source:
+def _source_of(code: CodeType, file: str, lasti: int, module: str | None) -> Source:
+    # `file` is in the key because equal code objects may come from different files.
     line, end_line, column, end_column = _position(code, lasti)
     return Source(
-        file=_absolute(code.co_filename),
+        file=_absolute(file),
         line=line or code.co_firstlineno,
         end_line=end_line or line or code.co_firstlineno,
         column=-1 if column is None else column,
@@ -166,8 +168,7 @@ def _absolute(file: str) -> str:
 
 
 @lru_cache(maxsize=4096)
-def _is_user_code(code: CodeType) -> bool:
-    file = code.co_filename
+def _is_user_file(file: str) -> bool:
     if file.startswith("<"):
         # `<stdin>`, `<ipython-input-3>` are a user's; `<frozen ...>`, `<string>`,
         # `<eval_with_key>` are machinery (generated dataclass or fx code).

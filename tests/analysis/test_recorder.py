@@ -241,9 +241,7 @@ def test_the_graph_computes_what_the_step_computed(name):
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     graph = module_program(model.train(), (x,)).capture()
-    leaves = {
-        value.index: value.data.double() for value in graph.leaves("input", "parameter")
-    }
+    leaves = {value.index: value.data.double() for value in graph.leaves("input", "parameter")}
     known = evaluate(graph, needed_nodes(graph, [graph.loss]), leaves)
     expected = model.train()(x)
     torch.testing.assert_close(known[graph.loss].float(), expected, rtol=1e-4, atol=1e-5)

@@ -267,6 +267,14 @@ def inexact(
     return result if image == REAL else result.intersect(*image)
 
 
+def coarsened(result: Interval, dtype: torch.dtype) -> Interval:
+    """Outward by two roundings to `dtype`, which may be coarser than the result's own."""
+    if not (dtype.is_floating_point and result.dtype.is_floating_point):
+        return inexact(result, 2)
+    ratio = torch.finfo(dtype).eps / torch.finfo(result.dtype).eps
+    return widen(result, max(1, math.ceil(ratio)))
+
+
 def unbounded_where(condition: Tensor, result: Interval) -> Interval:
     """[-inf, inf] in the blocks where a condition holds."""
     return Interval.between(

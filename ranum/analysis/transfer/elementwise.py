@@ -18,6 +18,7 @@ from ranum.analysis.interval import Interval
 from ranum.analysis.transfer.combinators import (
     Operand,
     bent,
+    coarsened,
     converted,
     corners,
     decreasing,
@@ -77,11 +78,11 @@ def rsub(x: Interval, other: Operand, alpha: float = 1) -> Interval:
 
 
 def _scaled(x: Operand, factor: float, beside: Operand) -> Operand:
-    """X times a number, for a kernel that may round the product or fuse it with a sum."""
+    """X times a number, for kernels that round the factor or the product, or fuse the sum."""
     if not isinstance(x, Interval):
         x = Interval.point(torch.tensor(x, dtype=dtype_of(x, beside)))
     product = mul(working(x), factor)
-    return product if abs(math.frexp(factor)[0]) == 0.5 else inexact(product, 1)
+    return product if factor == -1 else coarsened(product, x.dtype)
 
 
 def converted_back(result: Interval, *operands: Operand) -> Interval:

@@ -7,6 +7,7 @@ cut to the function's mathematical range.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 
 import torch
@@ -16,6 +17,7 @@ from ranum.analysis.interval import Interval
 from ranum.analysis.transfer.combinators import (
     Operand,
     bent,
+    coarsened,
     converted,
     corners,
     decreasing,
@@ -106,15 +108,11 @@ def xlogy(x: Operand, other: Operand) -> Interval:
     dtype = torch.result_type(lower(x) * 1.0, lower(other) * 1.0)
     if not isinstance(other, Interval):
         other = Interval.point(torch.tensor(float(other), dtype=dtype))
-    logarithm = log(floating(converted(other, torch.float32) if _is_half(other) else other))
-    product = inexact(corners(torch.mul, working(x), logarithm), 2)
+    logarithm = log(working(floating(other)))
+    product = coarsened(corners(operator.mul, working(x), logarithm), dtype)
     nonzero = torch.as_tensor((lower(x) != 0) | (upper(x) != 0))
     nan = may_nan(x, other) or is_possible(nonzero & (other.lower < 0))
     return converted(product, dtype).with_nan(nan)
-
-
-def _is_half(x: Interval) -> bool:
-    return x.dtype in (torch.float16, torch.bfloat16)
 
 
 # --- angles --------------------------------------------------------------------------------

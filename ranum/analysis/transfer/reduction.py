@@ -329,7 +329,7 @@ def count_nonzero(x: Interval, dim: Dim = None) -> Interval:
 # --- moments -------------------------------------------------------------------------------
 
 
-def _variance(x: Interval, dims: Sequence[int], correction: float | None) -> Box:
+def variance_bound(x: Interval, dims: Sequence[int], correction: float | None) -> Box:
     """At most n / (n - c) ((w / 2) + e)^2, with w the width and e the error of the mean.
 
     References:
@@ -363,7 +363,7 @@ def _moments(
     if x.is_empty_tensor:
         nothing = unknown(reduced_shape(x.shape, dims, keepdim), x)
         return nothing, nothing
-    spread = _variance(x, dims, correction)
+    spread = variance_bound(x, dims, correction)
     average = _average(x, dims)
     if not spread.is_finite:
         # The running mean of Welford's method is lost together with the variance.
