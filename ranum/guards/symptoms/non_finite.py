@@ -1,0 +1,62 @@
+"""RN201: the loss or a gradient is NaN or infinite."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ranum.guards.symptoms.base import Symptom, Window, register
+from ranum.guards.types import Finding, Severity
+
+
+@register
+@dataclass(frozen=True, slots=True)
+class NonFinite(Symptom):
+    """The loss or a gradient is NaN or infinite.
+
+    What it finds:
+        A reading whose loss or global gradient norm is not a finite number.
+
+    Why it matters:
+        One optimizer step with such a gradient makes every weight it reaches, and the
+        optimizer's moments, NaN for good. Clipping by norm spreads it to all of them.
+
+    Thresholds and their source:
+        None: every such value is a fault.
+
+    Known misses:
+        A NaN that does not reach the loss or a gradient: in a metric, or in BatchNorm's
+        running statistics.
+
+    Remedies:
+        Skip the batch or go back to a snapshot, and repair the operator that made it: a
+        logarithm of zero, a division by zero, an overflow in low precision. With float16, use
+        loss scaling.
+
+    Example:
+        `torch.log(torch.softmax(logits, -1))` is -inf once a logit is 104 below the largest.
+
+    References:
+        PyTorch, Automatic mixed precision, `torch.amp.GradScaler`, which skips such steps.
+    """
+
+    code: ClassVar[str] = "RN201"
+    severity: ClassVar[Severity] = "fault"
+
+    def check(self, window: Window) -> Finding | None:
+        """The finding for the latest reading, or None."""
+        reading = window.latest
+        bad = [
+            f"{name} is {value}"
+            for name, value in (("loss", reading.loss), ("gradient norm", reading.grad_norm))
+            if value is not None and not math.isfinite(value)
+        ]
+        if not bad:
+            return None
+        return self.find(
+            window,
+            f"The {' and the '.join(bad)}.",
+            loss=math.nan if reading.loss is None else reading.loss,
+            grad_norm=math.nan if reading.grad_norm is None else reading.grad_norm,
+        )
