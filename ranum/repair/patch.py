@@ -287,14 +287,17 @@ def _checked(
         raise PatchError(f"{source.file} cannot be parsed: {error}.") from error
     change = edit_in(tree, text)
     start, end = span(change.expression, text)
-    _Put(change.node, change.replacement).visit(tree)
-    wanted = ast.dump(tree)
+    statements = _statements(tree)
+    place = max(n for n, statement in enumerate(statements) if _holds(statement, change.node))
+    _Put(change.node, change.replacement).visit(statements[place])
+    wanted = ast.dump(statements[place])
     for splice in change.splices:
+        after = merge(text, [splice]).text
         try:
-            after = merge(text, [splice]).text
-            if ast.dump(ast.parse(after.content)) != wanted:
-                continue
+            found = _statements(ast.parse(after.content))
         except (SyntaxError, ValueError):
+            continue
+        if len(found) != len(statements) or ast.dump(found[place]) != wanted:
             continue
         return Edit(
             source=source,
@@ -308,6 +311,21 @@ def _checked(
         f"`{text.part(start, end)}` at {source.location} cannot be edited safely, because of where "
         "it stands (inside an f-string, say); edit the file by hand."
     )
+
+
+def _statements(tree: ast.Module) -> list[ast.stmt | ast.Module]:
+    """The module and all statements, every one after those it stands in."""
+    return [node for node in ast.walk(tree) if isinstance(node, (ast.stmt, ast.Module))]
+
+
+def _holds(statement: ast.stmt | ast.Module, node: ast.expr) -> bool:
+    if isinstance(statement, ast.Module):
+        return True  # decorators stand outside of the statement they belong to
+    outer, inner = (
+        (at.lineno, at.col_offset, at.end_lineno or 0, at.end_col_offset or 0)
+        for at in (statement, node)
+    )
+    return outer[:2] <= inner[:2] and inner[2:] <= outer[2:]
 
 
 class _Put(ast.NodeTransformer):
