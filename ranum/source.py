@@ -120,7 +120,7 @@ def user_source(start: FrameType | None = None) -> Source:
     Returns:
         `UNKNOWN` when no frame on the stack belongs to a user.
     """
-    frame = start if start is not None else sys._getframe(1)
+    frame: FrameType | None = start if start is not None else sys._getframe(1)
     while frame is not None:
         code = frame.f_code
         if _is_user_file(code.co_filename):

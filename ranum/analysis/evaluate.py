@@ -61,9 +61,11 @@ def evaluate(
         except (RuntimeError, TypeError, IndexError, NotImplementedError) as error:
             raise NotExecutableError(f"{node.op} cannot be run again: {error}") from error
         outputs = result if isinstance(result, (tuple, list)) else (result,)
-        for number, output in zip(node.outputs, outputs, strict=False):
-            if number is not None:
-                known[number] = output
+        known.update(
+            (number, output)
+            for number, output in zip(node.outputs, outputs, strict=False)
+            if number is not None
+        )
     return known
 
 

@@ -6,7 +6,7 @@ W width, T time or token, D feature. Shapes are written `[N, C, H, W]`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -71,7 +71,7 @@ class Node:
 
     index: int
     op: str
-    target: Callable[..., Any] | None
+    target: Any
     arguments: dict[str, Any]
     outputs: tuple[int | None, ...]
     source: Source = UNKNOWN

@@ -115,7 +115,7 @@ class Session:
                 analysis = confirm_all(analysis, seconds=confirm_seconds)
             self.analysis = analysis
             with self.contained("the terminal story"):
-                self._story.analysis(analysis)
+                self._story.analysis(analysis, diffs=self._diffs())
             if self._panels is not None:
                 with self.contained("the TensorBoard panels"):
                     self._panels.analysis(analysis)
@@ -210,7 +210,7 @@ class Session:
                     diffs=self._diffs(),
                 )
         with self.contained("the terminal story"):
-            self._story.end(history, outcome, report=report)
+            self._story.end(history, outcome if report is None else f"{outcome}; report: {report}")
         if self._owned_writer is not None:
             with self.contained("the TensorBoard panels"):
                 self._owned_writer.close()
@@ -220,11 +220,12 @@ class Session:
         self.patches.clear()
 
     def _diffs(self) -> Mapping[str, str]:
+        """The proposed edits by the place of their defect."""
         diffs = {}
         for clip in self.clips():
             if clip.edit is not None:
                 with self.contained("the diffs"):
-                    diffs[str(clip)] = clip.edit.diff()
+                    diffs[clip.defect.source.location] = clip.edit.diff()
         return diffs
 
 

@@ -1,0 +1,1 @@
+"""From somebody's training step to a graph."""

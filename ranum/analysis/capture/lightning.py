@@ -5,6 +5,7 @@ Lightning itself is not imported: the module is recognised by what it can do.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -41,15 +42,11 @@ def lightning_program(
         backward: Whether the backward pass belongs to the step.
         precision: Makes the context in which the Trainer runs its forward pass (autocast).
     """
-    takes_index = (
-        module.training_step.__code__.co_argcount > 2
-        if hasattr(module.training_step, "__code__")
-        else True
-    )
+    training_step: Callable[..., Any] = getattr(module, "training_step")  # noqa: B009 - for mypy
+    takes_index = len(inspect.signature(training_step).parameters) > 1
 
     def step(batch: Any) -> Tensor | None:
         with detached(module), precision():
-            training_step: Callable[..., Any] = module.training_step  # type: ignore[assignment]
             output = training_step(batch, batch_idx) if takes_index else training_step(batch)
         if not getattr(module, "automatic_optimization", True):
             return None
@@ -109,7 +106,7 @@ def detached(module: nn.Module) -> Iterator[None]:
         "log_dict": nothing,
         "print": nothing,
         "optimizers": lambda *args, **kwargs: _StillOptimizer(module),
-        "lr_schedulers": lambda: _StillScheduler(),
+        "lr_schedulers": _StillScheduler,
         "manual_backward": manual_backward,
         "toggle_optimizer": nothing,
         "untoggle_optimizer": nothing,

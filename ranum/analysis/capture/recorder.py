@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
 import torch
@@ -89,15 +90,13 @@ class Recorder(TorchDispatchMode):
             # What an in-place operator reads must be noted before it is overwritten.
             before = {id(tensor): self._value_of(tensor) for tensor in operands}
         result = func(*args, **kwargs)
-        self._record(func, args, kwargs, operands, tracked, before, result)
+        self._record(func, bind(func, args, kwargs), tracked, before, result)
         return result
 
     def _record(
         self,
         func: Any,
-        args: Any,
-        kwargs: Any,
-        operands: list[Tensor],
+        bound: dict[str, Any],
         tainted: list[Tensor],
         before: Mapping[int, int],
         result: Any,
@@ -114,13 +113,12 @@ class Recorder(TorchDispatchMode):
             return
         if not ((reads_values(op) and tainted) or is_random(func)) or not _has_tensor(result):
             return
-        bound = bind(func, args, kwargs)
         returned = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         written = _written_arguments(func, bound)
         returned_ids = {id(tensor) for tensor in returned}
         outputs = list(returned) + [tensor for tensor in written if id(tensor) not in returned_ids]
         source, forward = self._place(phase, node)
-        mark = dict(source=source, phase=phase, forward=forward)
+        mark = {"source": source, "phase": phase, "forward": forward}
         operand_values = [
             before[id(tensor)] if id(tensor) in before else self._value_of(tensor)
             for tensor in tainted
@@ -173,7 +171,8 @@ class Recorder(TorchDispatchMode):
         self.graph.nodes.append(node)
         if node.phase == "forward":
             # Autograd's node for this operator has been made already; it took this number.
-            self._forward_by_sequence.setdefault(torch.autograd._get_sequence_nr() - 1, index)
+            sequence = torch.autograd._get_sequence_nr() - 1  # type: ignore[attr-defined]
+            self._forward_by_sequence.setdefault(sequence, index)
         return node
 
     def _add_part(
@@ -449,13 +448,13 @@ def record(
 
 def _is_backward_seed() -> bool:
     """True if `Tensor.backward` or `torch.autograd.grad` is making its first gradient."""
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     for _ in range(12):
         if frame is None:
             return False
         if frame.f_code.co_name == "_make_grads":
             return True
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return False
 
 
@@ -464,7 +463,7 @@ def _has_tensor(result: Any) -> bool:
 
 
 def _geometry(tensor: Tensor) -> Geometry:
-    return (tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+    return (int(tensor.storage_offset()), tuple(tensor.shape), tensor.stride(), tensor.dtype)
 
 
 def _written_arguments(func: Any, bound: Mapping[str, Any]) -> list[Tensor]:

@@ -57,7 +57,7 @@ def function_program(
         for name, module in models.items():
             holder.add_module(name, module)
         model = holder
-    parameters = dict(model.named_parameters())
+    parameters: dict[str, Tensor] = dict(model.named_parameters())
     for name, tensor in _free_tensors(function):
         parameters.setdefault(name, tensor)
 
@@ -79,11 +79,8 @@ def _as_loss(output: Any) -> Tensor | None:
     """The loss in what a step returned: a tensor, an entry "loss", an attribute `loss`."""
     if isinstance(output, Tensor):
         return output
-    if isinstance(output, dict) and isinstance(output.get("loss"), Tensor):
-        loss: Tensor = output["loss"]
-        return loss
-    if isinstance(getattr(output, "loss", None), Tensor):
-        loss = output.loss
+    loss = output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
+    if isinstance(loss, Tensor):
         return loss
     floats = [
         leaf
