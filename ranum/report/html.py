@@ -23,6 +23,9 @@ from ranum.report.excerpt import excerpt
 if TYPE_CHECKING:
     from jinja2 import Template
 
+CARDS = 40
+"""Incidents told in full; the others get a line each."""
+
 Tone = Literal["good", "warn", "bad", "calm"]
 
 
@@ -109,7 +112,7 @@ def render_html(
         _defect(defect, times, proposed.pop(defect.source.location, ""))
         for defect, times in [*certain, *possible]
     ]
-    return _template().render(
+    page = _template().render(
         title=words.clean(title),
         outcome=words.clean(outcome),
         verdict=verdict(analysis, history, repair),
@@ -120,8 +123,9 @@ def render_html(
         warnings=[finding for finding in history.findings if finding.severity == "warning"],
         incidents=[
             _incident(number, incident, analysis)
-            for number, incident in enumerate(history.incidents, 1)
+            for number, incident in enumerate(history.incidents[:CARDS], 1)
         ],
+        others=history.incidents[CARDS:],
         certain=defects[: len(certain)],
         possible=defects[len(certain) :],
         diffs=[(words.clean(name), _diff(text)) for name, text in proposed.items()],
@@ -139,6 +143,7 @@ def render_html(
         words=words,
         Markup=Markup,
     )
+    return page.lstrip()  # the macros above the page leave empty lines
 
 
 @cache

@@ -43,7 +43,7 @@ def symptoms(history: History) -> str:
             )
     height = min(len(rows), axes.ROWS) * 22.0 + 34
     parts += axes.step_axis(x, height - 24)
-    names = words.listed(sorted({symptom for symptom, _ in rows}), 8)
+    names = words.listed(sorted({words.clean(symptom) for symptom, _ in rows}), 8)
     return svg.figure(
         axes.WIDTH,
         height,
