@@ -319,7 +319,7 @@ def _check_live(live: _LiveFile, functions: _Functions, path: Path, name: str) -
 def _is_scripted(function: FunctionType) -> bool:
     # Private, and the only record that torch keeps of what it scripted.
     try:
-        if torch.jit._state._try_get_jit_cached_function(function) is not None:  # type: ignore[no-untyped-call]
+        if torch.jit._state._try_get_jit_cached_function(function) is not None:
             return True
         classes = list(torch.jit._recursive.concrete_type_store.type_store)
     except AttributeError:

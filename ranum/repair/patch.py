@@ -313,14 +313,18 @@ def _checked(
     )
 
 
-def _statements(tree: ast.Module) -> list[ast.stmt | ast.Module]:
-    """The module and all statements, every one after those it stands in."""
-    return [node for node in ast.walk(tree) if isinstance(node, (ast.stmt, ast.Module))]
+def _statements(tree: ast.Module) -> list[ast.AST]:
+    """The module and what statements it is made of, every one after those it stands in."""
+    found: list[ast.AST] = [tree]
+    for node in found:
+        for part in ("body", "orelse", "finalbody", "handlers", "cases"):
+            found.extend(getattr(node, part, ()))
+    return found
 
 
-def _holds(statement: ast.stmt | ast.Module, node: ast.expr) -> bool:
-    if isinstance(statement, ast.Module):
-        return True  # decorators stand outside of the statement they belong to
+def _holds(statement: ast.AST, node: ast.expr) -> bool:
+    if not isinstance(statement, ast.stmt):
+        return isinstance(statement, ast.Module)  # a decorator is in no smaller part
     outer, inner = (
         (at.lineno, at.col_offset, at.end_lineno or 0, at.end_col_offset or 0)
         for at in (statement, node)
