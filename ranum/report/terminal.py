@@ -81,14 +81,15 @@ class Story:
             self._untold.append(finding)
             return
         text = Text.assemble(
-            ("! ", "bold yellow"),
             (words.clean(finding.symptom), "bold"),
             (f" {words.clean(finding.code)} at step {finding.step:,}  ", "dim"),
             words.clean(finding.message),
         )
         if finding.where and finding.where not in finding.message:
             text.append(f" ({words.clean(finding.where)})", style="dim")
-        self._print(text)
+        grid = Table.grid(padding=(0, 1))
+        grid.add_row(Text("!", style="bold yellow"), text)
+        self._print(grid)
 
     def incident(self, incident: Incident) -> None:
         """A fault: what happened, the culprit, what was done."""
@@ -111,9 +112,9 @@ class Story:
         if incident.patch:
             parts += [Text(), _changed_lines(incident.patch)]
         title = Text.assemble(
-            (f" Step {incident.step:,} withheld ", "bold red"),
-            (f"{words.clean(incident.finding.symptom)} ", "bold"),
-            (f"{words.clean(incident.finding.code)} ", "dim"),
+            (f"Step {incident.step:,} withheld ", "not dim bold red"),
+            (f"{words.clean(incident.finding.symptom)} ", "not dim bold"),
+            words.clean(incident.finding.code),
         )
         self._print(
             Panel(

@@ -140,8 +140,8 @@ def witness(proof: Witness, op: str) -> str:
     start = f"With {listed(chosen)} set inside their ranges" if chosen else "With the first batch"
     loss = "" if proof.loss is None else f" and the loss was {number(proof.loss)}"
     return clean(
-        f"{start}, the operand was in {span(*proof.operand)}, {op} gave {proof.outcome}{loss}: "
-        f"found and re-run in {count(proof.evaluations, 'run')}."
+        f"{start}, the operand was in {span(*proof.operand)}, {op} gave {proof.outcome}{loss}; "
+        f"found in {count(proof.evaluations, 'run')}, then run again to be sure."
     )
 
 
