@@ -29,8 +29,8 @@ class LossSpike(Symptom):
     Thresholds and their source:
         deviations 6 over 128 steps, from 64 on: OLMo-core and Levanter. jump 0.5: a spike of
         6 deviations is invisible where the loss hardly varies. The comparison with the
-        largest excess, patience 3 and worse 4 keep single hard examples quiet: with batches
-        of four and clean labels they alone give losses of 50 deviations.
+        largest excess, patience 3 and worse 8 keep single hard examples quiet: with batches
+        of one, an overconfident model was measured at 5 times the loss of an untrained one.
 
     Known misses:
         A single step that is worse than usual but no worse than an untrained model. The first
@@ -50,7 +50,7 @@ class LossSpike(Symptom):
 
     deviations: float = 6.0  # standard deviations of the last 128 losses
     jump: float = 0.5  # of their mean
-    worse: float = 4.0  # above the start, in units of its scale; for a single step
+    worse: float = 8.0  # above the start, in units of its scale; for a single step
     patience: int = 3  # steps in a row, for a spike below that
 
     code: ClassVar[str] = "RN207"

@@ -28,7 +28,9 @@ class SlowConvergence(Symptom):
 
     Thresholds and their source:
         patience 500, progress 0.05, improvement 0.01: healthy small runs of thirteen kinds,
-        some with batches of one and two, were past this progress by then or improved faster.
+        some with batches of one and two, were past this progress by then, improved faster or
+        were too noisy to tell (of 14 runs with batches of one and a low rate, one was called
+        slow that got going later).
         AutoTrainer asks for 0.01 of accuracy per epoch, DeepDiagnosis for any change in 20
         epochs.
 

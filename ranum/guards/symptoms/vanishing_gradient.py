@@ -68,12 +68,12 @@ class VanishingGradient(Symptom):
         if len(samples) < self.patience:
             return None
         ends = [_ends(sample) for sample in samples]
-        if not all(end is not None and self._vanishes(*end[1:]) for end in ends):
+        last = ends[-1]
+        if last is None or not all(end and self._vanishes(*end[1:]) for end in ends):
             return None
         if (window.progress or 0.0) >= 0.99:
             return None
-        assert ends[-1] is not None
-        where, early, late = ends[-1]
+        where, early, late = last
         return self.find(
             window,
             f"The gradient of {where} is {early:.1e} of its weight, {early / late:.1e} of what "
