@@ -174,13 +174,13 @@ def box(arg: Arg, sketch: Sketch, dtype: torch.dtype, size: int = 2) -> Interval
     return Interval.between(lower, upper, shape, dtype, may_nan)
 
 
-def draw(interval: Interval, seed: int, *, nan: bool = True) -> Tensor:
-    """A tensor inside an interval: corners, inner points, special values, NaN if possible."""
+def draw(interval: Interval, seed: int, count: int) -> list[Tensor]:
+    """Tensors inside an interval: corners, inner points, special values, NaN if possible."""
     if interval.is_point:
-        return interval.lower.clone()
+        return [interval.lower.clone() for _ in range(count)]
     generator = torch.Generator().manual_seed(seed)
-    shape, dtype = interval.shape, interval.dtype
-    lower, upper = (bound.to(torch.float64) for bound in interval.expanded())
+    shape, dtype = (count, *interval.shape), interval.dtype
+    lower, upper = (bound.double().expand(shape) for bound in interval.expanded())
     ceiling = torch.finfo(dtype).max if dtype.is_floating_point else 2.0**62
     low, high = lower.clamp(-ceiling, ceiling), upper.clamp(-ceiling, ceiling)
     position = torch.rand(shape, generator=generator, dtype=torch.float64)
@@ -196,12 +196,11 @@ def draw(interval: Interval, seed: int, *, nan: bool = True) -> Tensor:
     )
     pick = torch.randint(0, len(choices), (1, *shape), generator=generator)
     data = choices.gather(0, pick)[0].clamp(lower, upper).to(dtype)
-    if not dtype.is_floating_point:
-        return data
-    data = torch.minimum(torch.maximum(data, interval.lower), interval.upper)
-    if nan and interval.may_nan:
-        data = data.masked_fill(torch.rand(shape, generator=generator) < 0.3, math.nan)
-    return data
+    if dtype.is_floating_point:
+        data = torch.minimum(torch.maximum(data, interval.lower), interval.upper)
+        if interval.may_nan:
+            data = data.masked_fill(torch.rand(shape, generator=generator) < 0.3, math.nan)
+    return list(data)
 
 
 def _limits(arg: Arg, dtype: torch.dtype) -> tuple[float, float]:
@@ -282,11 +281,11 @@ def check(
     """
     padded = [*sketches, *[sketches[-1]] * len(case.args)]
     boxes = [box(arg, sketch, dtype, size) for arg, sketch in zip(case.args, padded, strict=False)]
-    draws = [
-        [draw(item, 100 * number + index) for index, item in enumerate(boxes)]
-        for number in range(1 if all(item.is_point for item in boxes) else DRAWS)
-    ]
+    count = 1 if all(item.is_point for item in boxes) else DRAWS
+    draws = zip(*(draw(item, seed, count) for seed, item in enumerate(boxes)), strict=True)
     concrete = [_filled(case.arguments, tensors, dtype, size) for tensors in draws]
+    if not boxes:
+        concrete = [_filled(case.arguments, (), dtype, size)] * DRAWS
     symbolic = _filled(case.arguments, boxes, dtype, size)
     if case.constrain is not None:
         concrete = [case.constrain(arguments) for arguments in concrete]
@@ -299,7 +298,7 @@ def check(
 def _supports(case: Case, dtype: torch.dtype) -> bool:
     """True if torch has a CPU kernel for the case in a dtype."""
     boxes = [box(arg, Sketch(seed=1), dtype) for arg in case.args]
-    arguments = _filled(case.arguments, [draw(item, 0) for item in boxes], dtype, 2)
+    arguments = _filled(case.arguments, [draw(item, 0, 1)[0] for item in boxes], dtype, 2)
     if case.constrain is not None:
         arguments = case.constrain(arguments)
     try:
@@ -325,22 +324,35 @@ def _compare(
     arguments: Mapping[str, Any],
     symbolic: Mapping[str, Any],
 ) -> None:
-    where = f"{case.op}: {_shown(symbolic)}\n  drawn {arguments}\n"
-    assert len(bounds) == len(results), f"{where}  {len(bounds)} intervals, {len(results)} results"
+    if len(bounds) != len(results):
+        raise AssertionError(f"{case.op}: {len(bounds)} intervals, {len(results)} results")
     for index, (bound, result) in enumerate(zip(bounds, results, strict=True)):
-        if index in case.ignore or not isinstance(result, Tensor):
-            continue
-        head = f"{where}  output {index}: "
-        assert isinstance(bound, Interval), f"{head}the rule gave {bound!r} for a tensor"
-        assert bound.shape == tuple(result.shape), f"{head}{bound.shape} for {result.shape}"
-        assert bound.dtype == result.dtype, f"{head}{bound.dtype} for {result.dtype}"
-        assert bound.lower.dtype == bound.upper.dtype == bound.dtype, f"{head}bounds' dtype"
-        assert bound.lower.dim() == result.dim(), f"{head}rank of the bounds"
-        assert not _is_nan(bound.lower), f"{head}NaN in a bound"
-        assert bound.contains(result), (
-            f"{head}torch gave\n{result}\n  outside\n{bound.lower}\n{bound.upper}\n"
+        if index not in case.ignore and isinstance(result, Tensor):
+            fault = _fault(bound, result)
+            assert not fault, (
+                f"{case.op}, output {index}: {fault}\n  boxes {_shown(symbolic)}\n"
+                f"  drawn {dict(arguments)}"
+            )
+
+
+def _fault(bound: Any, result: Tensor) -> str:
+    """What is wrong with an interval for a result, or ""."""
+    if not isinstance(bound, Interval):
+        return f"the rule gave {bound!r} for a tensor"
+    if bound.shape != tuple(result.shape):
+        return f"shape {bound.shape} for {tuple(result.shape)}"
+    if bound.dtype != result.dtype or bound.lower.dtype != bound.dtype != bound.upper.dtype:
+        return f"{bound.dtype} with bounds in {bound.lower.dtype} for {result.dtype}"
+    if bound.lower.dim() != result.dim() or bound.upper.shape != bound.lower.shape:
+        return f"bounds of shape {tuple(bound.lower.shape)}, {tuple(bound.upper.shape)}"
+    if _is_nan(bound.lower) or _is_nan(bound.upper):
+        return "NaN in a bound"
+    if not bound.contains(result):
+        return (
+            f"torch gave\n{result}\n  outside\n{bound.lower}\n{bound.upper}\n"
             f"  may_nan={bound.may_nan}"
         )
+    return ""
 
 
 def _is_nan(bound: Tensor) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ranum.analysis.transfer import (
     activations,
+    comparison,
     elementwise,
     functions,
     selection,
@@ -13,6 +14,7 @@ from ranum.analysis.transfer.registry import Rule, rule_for, rules, transfer
 __all__ = [
     "Rule",
     "activations",
+    "comparison",
     "elementwise",
     "functions",
     "rule_for",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import reduce
+from itertools import zip_longest
 from typing import Any, TypeAlias
 
 import torch
@@ -55,8 +56,9 @@ def ends(operand: Operand) -> tuple[Any, ...]:
 
 def shape_of(*operands: Operand) -> tuple[int, ...]:
     """The shape that the operands broadcast to."""
-    shapes = [operand.shape for operand in operands if isinstance(operand, Interval)]
-    return tuple(torch.broadcast_shapes(*shapes))  # type: ignore[no-untyped-call]
+    shapes = [reversed(operand.shape) for operand in operands if isinstance(operand, Interval)]
+    sizes = [next((n for n in dim if n != 1), 1) for dim in zip_longest(*shapes, fillvalue=1)]
+    return tuple(reversed(sizes))
 
 
 def dtype_of(x: Operand, other: Operand) -> torch.dtype:
@@ -151,62 +153,14 @@ def _zero_nan(value: Tensor) -> Tensor:
     return value.masked_fill(value.isnan(), 0) if value.dtype.is_floating_point else value
 
 
-def increasing(
-    function: Callable[[Tensor], Tensor],
-    x: Interval,
-    *,
-    domain: Limits = REAL,
-    image: Limits = REAL,
-    ulps: int = ULPS,
-    absolute: float = 0.0,
-) -> Interval:
-    """Range of a rising function of one operand.
-
-    Args:
-        function: The operator.
-        x: Its operand.
-        domain: Where it is defined; NaN outside.
-        image: Its mathematical range, which rounding does not leave.
-        ulps: Error in units in the last place; 0 for correctly rounded functions.
-        absolute: Further error, in units of the rounding error of 1.
-    """
-    return _by_ends(function, x, (0, 1), domain, image, ulps, absolute)
+def increasing(function: Callable[[Tensor], Tensor], x: Interval, **options: Any) -> Interval:
+    """Range of a rising function of one operand; options as in `bent`."""
+    return bent(function, x, (), **options)
 
 
-def decreasing(
-    function: Callable[[Tensor], Tensor],
-    x: Interval,
-    *,
-    domain: Limits = REAL,
-    image: Limits = REAL,
-    ulps: int = ULPS,
-    absolute: float = 0.0,
-) -> Interval:
-    """Range of a falling function of one operand; arguments as in `increasing`."""
-    return _by_ends(function, x, (1, 0), domain, image, ulps, absolute)
-
-
-def _by_ends(
-    function: Callable[[Tensor], Tensor],
-    x: Interval,
-    order: tuple[int, int],
-    domain: Limits,
-    image: Limits,
-    ulps: int,
-    absolute: float,
-) -> Interval:
-    if ulps:
-        x = floating(x)
-    elif x.is_point:
-        return Interval.point(function(x.lower))
-    outside = False
-    if domain != REAL:
-        outside = is_possible((x.lower < domain[0]) | (x.upper > domain[1]))
-        x = x.intersect(*domain)
-    values = (function(x.lower), function(x.upper))
-    low, high = values[order[0]], values[order[1]]
-    result = Interval.between(low, high, x.shape, low.dtype, x.may_nan or outside)
-    return inexact(result, ulps, absolute, image)
+def decreasing(function: Callable[[Tensor], Tensor], x: Interval, **options: Any) -> Interval:
+    """Range of a falling function of one operand; options as in `bent`."""
+    return bent(function, x, (), **options)
 
 
 def bent(
@@ -214,8 +168,9 @@ def bent(
     x: Interval,
     knots: Sequence[tuple[float, float]],
     *,
-    at_infinity: Limits = REAL,
+    domain: Limits = REAL,
     image: Limits = REAL,
+    at_infinity: Limits = REAL,
     ulps: int = ULPS,
     absolute: float = 0.0,
 ) -> Interval:
@@ -225,8 +180,9 @@ def bent(
         function: The operator.
         x: Its operand.
         knots: Where it turns, and its value there.
+        domain: Where it is defined; NaN outside.
+        image: Its mathematical range, which rounding does not leave.
         at_infinity: Limits at -inf and inf, for functions that give NaN there.
-        image: Its mathematical range.
         ulps: Error in units in the last place; 0 for correctly rounded functions.
         absolute: Further error, in units of the rounding error of 1.
     """
@@ -234,6 +190,10 @@ def bent(
         x = floating(x)
     elif x.is_point:
         return Interval.point(function(x.lower))
+    nan = x.may_nan
+    if domain != REAL:
+        nan = nan or is_possible((x.lower < domain[0]) | (x.upper > domain[1]))
+        x = x.intersect(*domain)
     first, nan_first = _with_limit(function(x.lower), x.lower, at_infinity)
     last, nan_last = _with_limit(function(x.upper), x.upper, at_infinity)
     low, high = torch.minimum(first, last), torch.maximum(first, last)
@@ -241,7 +201,7 @@ def bent(
         crossed = (x.lower <= position) & (x.upper >= position)
         low = torch.where(crossed, low.clamp(max=value), low)
         high = torch.where(crossed, high.clamp(min=value), high)
-    nan = x.may_nan or nan_first or nan_last
+    nan = nan or nan_first or nan_last
     return inexact(Interval.between(low, high, x.shape, low.dtype, nan), ulps, absolute, image)
 
 
@@ -268,11 +228,21 @@ def inexact(
 
 
 def coarsened(result: Interval, dtype: torch.dtype) -> Interval:
-    """Outward by two roundings to `dtype`, which may be coarser than the result's own."""
+    """For a value that may have been rounded twice to `dtype`, coarser than its own, or not.
+
+    Beyond the coarser dtype's limits it may have become infinite.
+    """
     if not (dtype.is_floating_point and result.dtype.is_floating_point):
         return inexact(result, 2)
-    ratio = torch.finfo(dtype).eps / torch.finfo(result.dtype).eps
-    return widen(result, max(1, math.ceil(ratio)))
+    info = torch.finfo(dtype)
+    result = widen(result, max(1, math.ceil(info.eps / torch.finfo(result.dtype).eps)))
+    return Interval(
+        result.lower.masked_fill(result.lower < info.min, -math.inf),
+        result.upper.masked_fill(result.upper > info.max, math.inf),
+        result.shape,
+        result.dtype,
+        result.may_nan,
+    )
 
 
 def unbounded_where(condition: Tensor, result: Interval) -> Interval:

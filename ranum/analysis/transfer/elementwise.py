@@ -147,14 +147,15 @@ def _rounded_quotient(x: Interval, other: Operand, rounding_mode: str) -> Interv
         return Interval.top(result.shape, dtype)
     if not dtype.is_floating_point:
         return result
-    endless = has_infinity(other)
     undefined = (has_zero(x) & zero) | has_infinity(x)
-    nan = result.may_nan or is_possible(undefined)
-    if rounding_mode == "floor":
-        # torch derives the quotient from fmod: exact while below 1 / eps, else off by an ulp.
-        result = inexact(result, 1)
-        result = Interval.between(result.lower - endless, result.upper, result.shape, dtype)
-    return unbounded_where(zero | endless & has_infinity(x), result).with_nan(nan)
+    result = result.with_nan(result.may_nan or is_possible(undefined))
+    if rounding_mode == "trunc":
+        return unbounded_where(zero, result)
+    # torch derives the floor from fmod: exact while below 1 / eps, else off by an ulp.
+    result = inexact(result, 1)
+    low = result.lower - has_infinity(other).to(dtype)
+    result = Interval.between(low, result.upper, result.shape, dtype, result.may_nan)
+    return unbounded_where(zero | has_infinity(x), result)
 
 
 @transfer("reciprocal", domain="nonzero")
