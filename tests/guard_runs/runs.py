@@ -374,14 +374,14 @@ def tiny_rate_adam() -> Task:
 
 
 def corrupt_batch() -> Task:
-    """Healthy but for one batch whose inputs are a hundred times too large."""
+    """Healthy but for one batch whose inputs were not scaled, 255 times too large."""
     model = mlp()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     x, y = classes()
 
     def step(i: int) -> Tensor:
         pick = torch.randint(len(x), (32,))
-        return F.cross_entropy(model(x[pick] * (100 if i == CORRUPT_STEP else 1)), y[pick])
+        return F.cross_entropy(model(x[pick] * (255 if i == CORRUPT_STEP else 1)), y[pick])
 
     return Task(model, optimizer, step)
 

@@ -307,7 +307,7 @@ def test_resumed_runs_are_not_judged_by_their_start(symptom):
 @pytest.mark.parametrize(
     ("tail", "fires"),
     [
-        ([8.0], True),  # far worse than untrained
+        ([20.0], True),  # far worse than untrained
         ([2.0], False),  # one hard example
         ([2.0, 2.0], False),
         ([2.0, 2.0, 2.0], True),
