@@ -11,8 +11,7 @@ import importlib
 import importlib.util
 import sys
 import warnings
-import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -30,7 +29,7 @@ from ranum.callbacks._trials import (
     saved_state,
     with_batch_size,
 )
-from ranum.errors import MissingExtraError, RanumWarning
+from ranum.errors import ArgumentError, MissingExtraError, RanumWarning
 from ranum.guards.guard import Guard
 from ranum.guards.recovery import Fault, Remedy, Rollback, Skip
 from ranum.guards.symptoms import Symptom, default_symptoms
@@ -40,6 +39,7 @@ from ranum.repair.search.surgery import apply_configuration, build_optimizer, re
 
 RemedyName = Literal["skip", "clip", "rollback", "repair"]
 REMEDIES: tuple[RemedyName, ...] = ("skip", "clip", "rollback", "repair")
+_CHECKPOINT_KEY = "ranum"
 LEARNING_RATE_FACTOR = 10**-0.5
 """Every way back lowers the learning rate by half a decade: two make AutoTrainer's x 0.1."""
 
@@ -137,7 +137,7 @@ class GuardCallback:
         )
         self.verbose = bool(verbose)
         self.strict = bool(strict)
-        self._number = _free_number(self)
+        self._loaded_guard: dict[str, Any] = {}
         self._reset()
 
     def _reset(self) -> None:
@@ -176,20 +176,40 @@ class GuardCallback:
 
     # --- state ------------------------------------------------------------------------------
 
-    @property
-    def state_key(self) -> str:
-        """Key of the state in a checkpoint; a second callback of a process gets its own."""
-        return "RanumCallback" if self._number == 1 else f"RanumCallback#{self._number}"
-
-    def state_dict(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Any]:
         """Plain data: the guard's counters and incidents, whether the step was analysed."""
         guard = {} if self._guard is None else self._guard.state_dict()
         return {"version": 1, "is_analysed": self._is_analysed, "guard": guard}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes the state of an earlier run up again."""
-        self._is_analysed = bool(state_dict.get("is_analysed", False))
-        self._loaded_guard = dict(state_dict.get("guard") or {})
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Takes the state of an earlier run up again, also after JSON.
+
+        Raises:
+            ArgumentError: If it is not such a state.
+        """
+        if state.get("version") != 1:
+            raise ArgumentError(
+                f"state must be a RanumCallback's of version 1; got {state.get('version')!r}."
+            )
+        self._is_analysed = bool(state["is_analysed"])
+        self._loaded_guard = dict(state["guard"])
+
+    # Not `state_dict`: Lightning refuses two callbacks of one class that have one.
+
+    def on_save_checkpoint(
+        self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keeps the state of the guard that is at work in the checkpoint."""
+        if self._session is not None:
+            checkpoint[_CHECKPOINT_KEY] = self.state()
+
+    def on_load_checkpoint(
+        self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]
+    ) -> None:
+        """Takes the state up; a state that cannot be read is left out."""
+        if _CHECKPOINT_KEY in checkpoint and self._session is not None:
+            with self._session.contained("loading the guard's state"):
+                self.load_state(checkpoint[_CHECKPOINT_KEY])
 
     # --- hooks ------------------------------------------------------------------------------
 
@@ -197,9 +217,9 @@ class GuardCallback:
         """Finds out where to write and whether another guard is at work."""
         if stage != "fit":
             return
-        loaded, analysed = getattr(self, "_loaded_guard", {}), self._is_analysed
+        is_taken_up = bool(self._loaded_guard) and self._is_analysed
         self._reset()
-        self._loaded_guard, self._is_analysed = loaded, analysed
+        self._is_analysed = is_taken_up
         others = [cb for cb in trainer.callbacks if isinstance(cb, GuardCallback)]
         if others and others[0] is not self:
             self._is_standing_by = True
@@ -485,15 +505,6 @@ def default_callback() -> type:
 
 def _is_installed(name: str) -> bool:
     return importlib.util.find_spec(name.partition(".")[0]) is not None
-
-
-_live: weakref.WeakValueDictionary[int, GuardCallback] = weakref.WeakValueDictionary()
-
-
-def _free_number(callback: GuardCallback) -> int:
-    number = next(number for number in range(1, len(_live) + 2) if number not in _live)
-    _live[number] = callback
-    return number
 
 
 def _is_positive_int(value: Any) -> bool:
