@@ -40,12 +40,12 @@ def largest(dtype: torch.dtype) -> float:
 
 def smallest(dtype: torch.dtype) -> float:
     """What underflow may lose, kernels that flush subnormal numbers to zero included."""
-    return torch.finfo(accumulator(dtype)).smallest_normal
+    return torch.finfo(dtype).smallest_normal
 
 
 def sum_error(terms: float, dtype: torch.dtype) -> float:
     """Relative error, against the sum of magnitudes, of `terms` additions in any order."""
-    exponent = (terms + _ULPS) * unit_roundoff(accumulator(dtype))
+    exponent = (terms + _ULPS) * unit_roundoff(dtype)
     return math.expm1(exponent) if exponent < 700 else math.inf
 
 
@@ -143,6 +143,12 @@ class Box:
         lower = x.lower.double()
         upper = lower if x.upper is x.lower else x.upper.double()
         return Box(lower, upper, accumulator(x.dtype), x.may_nan)
+
+    @staticmethod
+    def native(x: Interval, keep: Sequence[int] | None = None) -> Box:
+        """As `of`, for kernels that round each step to the tensor's own dtype."""
+        box = Box.of(x, keep)
+        return Box(box.lower, box.upper, x.dtype, box.may_nan)
 
     def constant(self, lower: float, upper: float | None = None) -> Box:
         """One pair of numbers, of the same dtype and device."""

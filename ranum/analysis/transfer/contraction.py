@@ -48,7 +48,7 @@ def product_error(
     terms: int, dtype: torch.dtype, device: torch.device, conv: bool = False
 ) -> float:
     """Relative error of a sum of products against the sum of magnitudes, twice over."""
-    error = sum_error(terms, dtype)
+    error = sum_error(terms, accumulator(dtype))
     if dtype in HALF_TYPES:
         error += _SPLITS * torch.finfo(dtype).eps
     elif dtype == torch.float32:
@@ -74,7 +74,7 @@ def _contract(a: Interval, b: Interval) -> _Sum:
     terms = a.shape[-1]
     work = accumulator(a.dtype)
     error = product_error(terms, a.dtype, a.lower.device)
-    floor = terms * smallest(a.dtype)
+    floor = terms * smallest(work)
     if b.lower is b.upper and b.lower.shape[-2] == terms:
         return _by_weights(a, b.lower.to(work), error, floor)
     if a.lower is a.upper and a.lower.shape[-1] == terms:
@@ -378,7 +378,7 @@ def per_channel(
         size = torch.maximum(low.abs(), high.abs())
         radius = torch.maximum(high - centre, centre - low) + error * size
         middle = (centre * sums).sum(-1)
-        spread = (radius * sizes).sum(-1) + terms * smallest(input.dtype)
+        spread = (radius * sizes).sum(-1) + terms * smallest(dtype)
         overflow = _exceeds((size * sizes).sum(-1), input.dtype)
         lower, upper = middle - spread, middle + spread
     else:
@@ -393,7 +393,7 @@ def per_channel(
         x_box = Box(low.double().unsqueeze(-1), high.double().unsqueeze(-1), dtype)
         product = x_box * Box(taps_low, taps_high, dtype)
         magnitude = product.magnitude.sum((-2, -1)) * repeats
-        slack = error * magnitude + terms * smallest(input.dtype)
+        slack = error * magnitude + terms * smallest(dtype)
         lower = product.lower.sum((-2, -1)) * repeats - slack
         upper = product.upper.sum((-2, -1)) * repeats + slack
         overflow = _exceeds(magnitude, input.dtype)

@@ -341,7 +341,7 @@ def variance_bound(x: Interval, dims: Sequence[int], correction: float | None) -
     low = box.lower.amin(tuple(dims), keepdim=True) if dims else box.lower
     high = box.upper.amax(tuple(dims), keepdim=True) if dims else box.upper
     size = torch.maximum(low.abs(), high.abs())
-    error = sum_error(count, x.dtype)
+    error = sum_error(count, box.dtype)
     deviation = (high - low) / 2 + 2 * error * size
     freedom = count - (1.0 if correction is None else correction)
     zero = torch.zeros_like(low)
@@ -502,7 +502,7 @@ def _logsumexp(x: Interval, dims: Sequence[int]) -> Box:
     shift = math.log(merged)
     # Written out of exp, sum and log, each of which rounds to the tensor's own dtype.
     steps = 16 * unit_roundoff(x.dtype) * (1 + math.log(count))
-    error = 2 * sum_error(count, x.dtype) + steps
+    error = 2 * sum_error(count, box.dtype) + steps
     return Box(lower + shift, upper + shift, box.dtype, box.may_nan).rounded(absolute=error)
 
 
@@ -515,5 +515,5 @@ def logcumsumexp(x: Interval, dim: int) -> Interval:
     # One step of the kernel errs by a few ulps of the running value, n steps by n times that.
     total = _logsumexp(x, (along,)).rounded(ulps=8 * x.shape[along])
     one = Box.of(x.merged([d for d in range(len(x.shape)) if d != along]))
-    lower = one.rounded(ulps=8 * x.shape[along], absolute=sum_error(x.shape[along], x.dtype))
+    lower = one.rounded(ulps=8 * x.shape[along], absolute=sum_error(x.shape[along], one.dtype))
     return outward(lower.lower, total.upper, x.shape, x.dtype, x.may_nan)
