@@ -1,0 +1,56 @@
+"""During training: readings, symptoms, the culprit, snapshots and recovery."""
+
+from __future__ import annotations
+
+from ranum.guards.culprit import find_culprit
+from ranum.guards.guard import Decision, Guard, Step, TrainingStopped
+from ranum.guards.readings import TorchReader
+from ranum.guards.recovery import (
+    Fault,
+    Ladder,
+    Outcome,
+    Remedy,
+    Rollback,
+    Skip,
+    Stop,
+    default_remedies,
+)
+from ranum.guards.snapshot import Snapshots
+from ranum.guards.symptoms import Monitor, Symptom, default_symptoms
+from ranum.guards.types import (
+    ActivationReading,
+    Culprit,
+    Extremes,
+    Finding,
+    History,
+    Incident,
+    Reading,
+)
+
+__all__ = [
+    "ActivationReading",
+    "Culprit",
+    "Decision",
+    "Extremes",
+    "Fault",
+    "Finding",
+    "Guard",
+    "History",
+    "Incident",
+    "Ladder",
+    "Monitor",
+    "Outcome",
+    "Reading",
+    "Remedy",
+    "Rollback",
+    "Skip",
+    "Snapshots",
+    "Step",
+    "Stop",
+    "Symptom",
+    "TorchReader",
+    "TrainingStopped",
+    "default_remedies",
+    "default_symptoms",
+    "find_culprit",
+]

@@ -1,0 +1,291 @@
+"""What is done about a fault: a ladder of remedies, mildest first."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from ranum.errors import ArgumentError, RanumWarning
+from ranum.guards.types import Culprit, Finding, Reading
+
+if TYPE_CHECKING:
+    from ranum.guards.guard import Guard
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """A step that must not be taken.
+
+    Attributes:
+        finding: The symptom that decided.
+        reading: What was measured.
+        step: Step that is withheld.
+        epoch: Counting from 0.
+        culprit: None where the replay found none, or there was nothing to replay.
+    """
+
+    finding: Finding
+    reading: Reading
+    step: int
+    epoch: int = 0
+    culprit: Culprit | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a remedy did.
+
+    Attributes:
+        action: Name of the remedy.
+        detail: One sentence on what it did.
+        back_to: Step of the snapshot gone back to; None if none was.
+        patch: Unified diff of a live patch that was inserted; "" if none.
+        stop: Training should end.
+        restart: Training should start over from a new configuration.
+    """
+
+    action: str
+    detail: str
+    back_to: int | None = None
+    patch: str = ""
+    stop: bool = False
+    restart: bool = False
+
+
+@runtime_checkable
+class Remedy(Protocol):
+    """Something that can be done about a fault.
+
+    By the time a remedy is asked, the guard has withheld the step, dropped its gradients and
+    put buffers and torch's random numbers back to before the batch. A remedy with a
+    `state_dict` and a `load_state_dict` of plain data is saved with the guard.
+    """
+
+    @property
+    def name(self) -> str:
+        """Word for incidents and reports: "skip"."""
+
+    def apply(self, fault: Fault, guard: Guard) -> Outcome | None:
+        """Acts; None, with nothing changed, if it does not fit this fault or is used up."""
+
+
+class Skip:
+    """Leaves the batch out: weights, moments and statistics are as if it had never come.
+
+    Fits a fault whose culprit is the batch itself, and a fault without a culprit that comes
+    alone. Not an operator's: the weights that led there would lead there again.
+
+    Args:
+        limit: Most steps left out in a row; a data set that is bad throughout must not be
+            skipped to its end.
+        apart: Steps without a fault before one that has no culprit counts as alone.
+
+    Raises:
+        ArgumentError: If an argument is not a positive integer.
+    """
+
+    name = "skip"
+
+    def __init__(self, limit: int = 3, apart: int = 20) -> None:
+        _require_positive_int(limit=limit, apart=apart)
+        self.limit = limit
+        self.apart = apart
+        self._last = -1
+        self._row = 0
+
+    def __repr__(self) -> str:
+        return f"Skip(limit={self.limit}, apart={self.apart})"
+
+    def apply(self, fault: Fault, guard: Guard) -> Outcome | None:
+        """Does nothing more: the guard has left no trace of the batch."""
+        culprit = fault.culprit
+        if culprit is None:
+            incidents = guard.history.incidents
+            if incidents and fault.step - incidents[-1].step <= self.apart:
+                return None
+            detail = "left the batch out: a single fault whose origin was not found"
+        elif culprit.cause == "data":
+            detail = f"left the batch out: {culprit.outcome} in {culprit.name}"
+        else:
+            return None
+        row = self._row + 1 if fault.step == self._last + 1 else 1
+        if row > self.limit:
+            return None
+        self._last, self._row = fault.step, row
+        return Outcome(action=self.name, detail=detail)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {"last": self._last, "row": self._row}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes a `state_dict` back."""
+        self._last, self._row = int(state["last"]), int(state["row"])
+
+
+class Rollback:
+    """Goes back to a good snapshot, and on with smaller learning rates.
+
+    The first fault goes back to the newest snapshot. Each further fault within `patience`
+    steps goes one deeper: an older snapshot, in the end the first state of the run.
+
+    Args:
+        learning_rate_factor: What learning rates are multiplied by, each time; in (0, 1].
+            AutoTrainer and entrenar halve or decimate; a half costs least where the rate was
+            not the reason.
+        limit: Most rollbacks within `patience` steps; then it is used up until they have
+            passed.
+        patience: Steps after which an earlier rollback counts as a success.
+
+    Raises:
+        ArgumentError: If an argument is out of range.
+    """
+
+    name = "rollback"
+
+    def __init__(
+        self, learning_rate_factor: float = 0.5, limit: int = 3, patience: int = 200
+    ) -> None:
+        if not 0 < learning_rate_factor <= 1:
+            raise ArgumentError(
+                f"learning_rate_factor must be in (0, 1]; got {learning_rate_factor!r}. "
+                "1 keeps the learning rates."
+            )
+        _require_positive_int(limit=limit, patience=patience)
+        self.learning_rate_factor = learning_rate_factor
+        self.limit = limit
+        self.patience = patience
+        self._recent: list[int] = []
+
+    def __repr__(self) -> str:
+        return (
+            f"Rollback(learning_rate_factor={self.learning_rate_factor}, limit={self.limit}, "
+            f"patience={self.patience})"
+        )
+
+    def apply(self, fault: Fault, guard: Guard) -> Outcome | None:
+        """Goes back; None if it went back too often, or there is no snapshot."""
+        recent = [step for step in self._recent if fault.step - step <= self.patience]
+        if len(recent) >= self.limit:
+            return None
+        back_to = guard.go_back(len(recent))
+        if back_to is None:
+            return None
+        self._recent = [*recent, fault.step]
+        detail = f"went back to step {back_to}"
+        if self.learning_rate_factor < 1:
+            guard.scale_learning_rates(self.learning_rate_factor)
+            detail += f"; learning rate x {self.learning_rate_factor:.2g}"
+        return Outcome(action=self.name, detail=detail, back_to=back_to)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {"recent": list(self._recent)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes a `state_dict` back."""
+        self._recent = [int(step) for step in state["recent"]]
+
+
+class Stop:
+    """Ends training; with the newest snapshot's weights if those of now are not finite."""
+
+    name = "stop"
+
+    def __repr__(self) -> str:
+        return "Stop()"
+
+    def apply(self, fault: Fault, guard: Guard) -> Outcome | None:
+        """Always fits."""
+        back_to = None
+        if fault.culprit is not None and fault.culprit.cause == "weights":
+            back_to = guard.go_back()
+        what = "training ends: " + fault.finding.message
+        if back_to is not None:
+            what += f" The weights are those of step {back_to}."
+        return Outcome(action=self.name, detail=what, back_to=back_to, stop=True)
+
+
+_BY_NAME: dict[str, Callable[[], Remedy]] = {"skip": Skip, "rollback": Rollback, "stop": Stop}
+
+
+class Ladder:
+    """Remedies in the order in which they are tried.
+
+    Args:
+        remedies: Objects, or names of built-in ones ("skip", "rollback", "stop").
+        strict: Raise what a remedy raises, instead of switching it off.
+
+    Raises:
+        ArgumentError: If something is neither a remedy nor the name of one.
+    """
+
+    def __init__(self, remedies: Iterable[Remedy | str], *, strict: bool = False) -> None:
+        self.remedies: Sequence[Remedy] = tuple(_remedy(remedy) for remedy in remedies)
+        self.strict = strict
+        self.internal_faults: list[str] = []
+        self._active = list(self.remedies)
+
+    def __repr__(self) -> str:
+        return f"Ladder({list(self.remedies)!r}, strict={self.strict})"
+
+    def apply(self, fault: Fault, guard: Guard) -> Outcome | None:
+        """Lets the first remedy that fits act; None if none does."""
+        for remedy in list(self._active):
+            try:
+                outcome = remedy.apply(fault, guard)
+            except Exception as error:
+                if self.strict:
+                    raise
+                self._active.remove(remedy)
+                self._report(remedy, error)
+                continue
+            if outcome is not None:
+                return outcome
+        return None
+
+    def _report(self, remedy: Remedy, error: Exception) -> None:
+        line = f"remedy {remedy.name!r} is switched off: {type(error).__name__}: {error}"
+        self.internal_faults.append(line)
+        warnings.warn(f"{line}. The next one is tried.", RanumWarning, stacklevel=2)
+
+
+def default_remedies() -> tuple[Remedy, ...]:
+    """Skip, roll back, stop."""
+    return (Skip(), Rollback(), Stop())
+
+
+def go_back(guard: Guard, fault: Fault) -> int | None:
+    """Goes back to the newest snapshot, for remedies that then change something else.
+
+    Returns:
+        The step gone back to; None, with nothing changed, if there is no snapshot.
+    """
+    return guard.go_back()
+
+
+def scale_learning_rates(guard: Guard, factor: float) -> None:
+    """Multiplies all learning rates, so that it persists under schedulers and rollbacks."""
+    guard.scale_learning_rates(factor)
+
+
+def _remedy(remedy: Any) -> Remedy:
+    if isinstance(remedy, str):
+        if remedy not in _BY_NAME:
+            known = ", ".join(repr(name) for name in _BY_NAME)
+            raise ArgumentError(f"remedies must be objects or among {known}; got {remedy!r}.")
+        return _BY_NAME[remedy]()
+    if isinstance(remedy, type) or not isinstance(remedy, Remedy):
+        raise ArgumentError(
+            f"remedies must have a name and an apply method; got {remedy!r}. "
+            "Pass objects, as in Rollback()."
+        )
+    return remedy
+
+
+def _require_positive_int(**arguments: Any) -> None:
+    for name, value in arguments.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ArgumentError(f"{name} must be a positive integer; got {value!r}.")

@@ -1,0 +1,585 @@
+"""Exact training state in memory, and the way back to it.
+
+A snapshot lives on the devices of the tensors it copies, in memory that is allocated once
+and written again by fused copies. Going back writes into the tensors in use, so views,
+optimizers and compiled graphs that hold them stay valid; the same batches then give the
+same bits as an uninterrupted run.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+import sys
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ranum.errors import ArgumentError, RanumError
+
+SMALL_BUFFER = 1 << 16
+"""Elements up to which a buffer is copied every step whatever its version says.
+
+Native BatchNorm kernels write their statistics without counting the version up. Larger
+buffers (causal masks, rotary tables) are copied only when their version has changed.
+"""
+
+_PLAIN = (int, float, complex, bool, str, bytes, type(None))
+
+Pairs = list[tuple[Tensor, Tensor]]
+"""(target, source)."""
+
+
+class Stateful(Protocol):
+    """A scheduler, a gradient scaler, a metric, a loop: whatever can give and take its state."""
+
+    def state_dict(self) -> Any:
+        """Its state; copied by Ranum."""
+
+    def load_state_dict(self, state_dict: Any, /) -> Any:
+        """Takes a state back."""
+
+
+# --- random numbers ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class RandomState:
+    """States of random number generators; None or missing where one was not captured."""
+
+    torch: Tensor
+    cuda: Mapping[int, Tensor]
+    python: Any = None
+    numpy: Any = None
+
+
+def random_state(
+    devices: Iterable[torch.device] = (), *, all_generators: bool = True
+) -> RandomState:
+    """The state of the global generators.
+
+    Args:
+        devices: Devices whose generators are captured besides the CPU's.
+        all_generators: Also those of Python and, if it has been imported, numpy; they take
+            a hundred times longer (0.1 ms) than torch's.
+    """
+    numpy = sys.modules.get("numpy") if all_generators else None
+    return RandomState(
+        torch=torch.get_rng_state(),
+        cuda={
+            device.index or 0: torch.cuda.get_rng_state(device)
+            for device in devices
+            if device.type == "cuda"
+        },
+        python=random.getstate() if all_generators else None,
+        numpy=None if numpy is None else numpy.random.get_state(),
+    )
+
+
+def set_random_state(state: RandomState) -> None:
+    """Puts the generators back that `state` holds."""
+    torch.set_rng_state(state.torch)
+    for index, generator in state.cuda.items():
+        torch.cuda.set_rng_state(generator, index)
+    if state.python is not None:
+        random.setstate(state.python)
+    if state.numpy is not None:
+        sys.modules["numpy"].random.set_state(state.numpy)
+
+
+# --- memory --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    """Stands for a tensor in saved data; plain tensors there belong to somebody else."""
+
+    tensor: Tensor
+
+
+class _Memory:
+    """The tensors of one snapshot, written again at every take."""
+
+    def __init__(self) -> None:
+        self._free: defaultdict[Any, list[Tensor]] = defaultdict(list)
+        self._used: list[Tensor] = []
+        self._pending: Pairs = []
+
+    def recycle(self) -> None:
+        """All memory may be written again."""
+        for tensor in self._used:
+            self._free[_kind(tensor)].append(tensor)
+        self._used, self._pending = [], []
+
+    def store(self, live: Tensor) -> _Copy:
+        """Memory that holds the values of `live` after `flush`."""
+        live = _distinct(live.detach())
+        free = self._free.get(_kind(live))
+        saved = free.pop() if free else torch.empty_like(live)
+        self._used.append(saved)
+        self._pending.append((saved, live))
+        return _Copy(saved)
+
+    def flush(self) -> None:
+        """Copies what was stored, and frees memory that this take has no use for."""
+        _copy_all(self._pending)
+        self._pending = []
+        self._free.clear()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return sum(tensor.nbytes for tensor in self._used)
+
+
+def _kind(tensor: Tensor) -> Any:
+    return (tensor.shape, tensor.dtype, tensor.device, type(tensor))
+
+
+def _distinct(tensor: Tensor) -> Tensor:
+    """The tensor without the repetitions that `expand` made: writing to those is an error."""
+    if tensor.layout is not torch.strided or 0 not in tensor.stride():
+        return tensor
+    for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
+        if stride == 0 and size > 1:
+            tensor = tensor.narrow(dim, 0, 1)
+    return tensor
+
+
+def _copy_all(pairs: Pairs) -> None:
+    """Fused copies, one group for each pair of devices and dtypes."""
+    for targets, sources in _groups(pairs):
+        _copy(targets, sources)
+
+
+def _groups(pairs: Pairs) -> list[tuple[list[Tensor], list[Tensor]]]:
+    groups: dict[Any, tuple[list[Tensor], list[Tensor]]] = {}
+    for number, (target, source) in enumerate(pairs):
+        key: Any = (target.device, target.dtype, source.device, source.dtype)
+        if target.layout is not torch.strided or type(source) not in (Tensor, nn.Parameter):
+            key = number  # sparse and subclassed tensors (DTensor) go one by one
+        targets, sources = groups.setdefault(key, ([], []))
+        targets.append(target)
+        sources.append(source)
+    return list(groups.values())
+
+
+@torch.no_grad()
+def _copy(targets: list[Tensor], sources: list[Tensor]) -> None:
+    if len(targets) == 1:
+        targets[0].copy_(sources[0])
+    else:
+        torch._foreach_copy_(targets, sources)
+
+
+# --- what a snapshot holds -----------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _OptimizerState:
+    groups: list[tuple[list[Tensor], dict[str, Any]]]
+    state: dict[Any, Any]
+
+
+@dataclass(slots=True)
+class _Snapshot:
+    """One saved state; `buffers` by the table and the name that hold them."""
+
+    memory: _Memory = field(default_factory=_Memory)
+    step: int = -1
+    parameters: dict[str, tuple[Tensor, _Copy]] = field(default_factory=dict)
+    buffers: list[tuple[dict[str, Any], str, Tensor | None, _Copy | None]] = field(
+        default_factory=list
+    )
+    optimizers: list[_OptimizerState] = field(default_factory=list)
+    others: list[Any] = field(default_factory=list)
+    random: RandomState | None = None
+
+
+class Snapshots:
+    """A ring of the latest `keep` snapshots, and the first one for last resort.
+
+    A snapshot holds parameters (the model's, and others that the optimizers train), all
+    buffers, the optimizers' state and hyper-parameters, the state of schedulers and scaler,
+    and the global random number generators of torch, Python and numpy. Not held: generators
+    of the user's own, plain attributes of modules, what an optimizer keeps outside `state`
+    and `param_groups`, and the position in the data; pass objects with `state_dict` and
+    `load_state_dict` as `schedulers` to include more.
+
+    Memory: `keep` copies of parameters, buffers and optimizer state, plus one of the
+    parameters and buffers at the start (and of the optimizer state, if it had any then).
+
+    Args:
+        model: The model.
+        optimizers: One optimizer or several.
+        schedulers: Anything with `state_dict` and `load_state_dict`; may be changed later
+            through the attribute of that name.
+        scaler: A gradient scaler, or None.
+        keep: Snapshots kept besides the first; at least 1.
+
+    Raises:
+        ArgumentError: If an argument breaks its rule.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizers: Any,
+        *,
+        schedulers: Iterable[Stateful] = (),
+        scaler: Stateful | None = None,
+        keep: int = 2,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise ArgumentError(f"model must be a torch.nn.Module; got {type(model).__name__}.")
+        if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:
+            raise ArgumentError(f"keep must be a positive integer; got {keep!r}.")
+        self.model = model
+        self.optimizers = as_optimizers(optimizers)
+        self.schedulers = list(schedulers)
+        self.scaler = scaler
+        for other in self._others():
+            if not hasattr(other, "state_dict") or not hasattr(other, "load_state_dict"):
+                raise ArgumentError(
+                    "schedulers and scaler must have state_dict and load_state_dict; "
+                    f"got {type(other).__name__}."
+                )
+        self.keep = keep
+        self._ring: deque[_Snapshot] = deque()  # newest first
+        self._first: _Snapshot | None = None
+        self._spare: list[_Snapshot] = []
+        self._buffers = _BufferCopies()
+        self._before: RandomState | None = None
+        self._devices: frozenset[torch.device] | None = None
+
+    def __repr__(self) -> str:
+        return f"Snapshots({type(self.model).__name__}, keep={self.keep}, steps={self.steps})"
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Steps that can be gone back to, newest first; the last is the first ever taken."""
+        return tuple(snapshot.step for snapshot in self._all())
+
+    @property
+    def latest_step(self) -> int | None:
+        """Step of the newest snapshot; None if there is none."""
+        return next(iter(self.steps), None)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of tensor memory held by the snapshots."""
+        return sum(entry.memory.nbytes for entry in (*self._all(), *self._spare))
+
+    @property
+    def is_ready(self) -> bool:
+        """False while lazy parameters or buffers have no shape yet: there is nothing to copy."""
+        tensors = (*self._parameters().values(), *self.model.buffers())
+        return not any(map(nn.parameter.is_lazy, tensors))
+
+    # --- taking ----------------------------------------------------------------------------
+
+    def take(self, step: int) -> None:
+        """Copies the state of now, which is the state before step `step`.
+
+        The first snapshot is kept apart; later ones overwrite the oldest of the ring.
+
+        Raises:
+            RanumError: If a lazy parameter has no shape yet; see `is_ready`.
+        """
+        if not self.is_ready:
+            raise RanumError("the model has uninitialised lazy parameters: run a batch first.")
+        snapshot = self._slot()
+        memory = snapshot.memory
+        memory.recycle()
+        parameters = self._parameters()
+        self._devices = frozenset(tensor.device for tensor in parameters.values())
+        known = {id(tensor): tensor for tensor in parameters.values()}
+        snapshot.step = step
+        snapshot.parameters = {name: (p, memory.store(p)) for name, p in parameters.items()}
+        snapshot.buffers = [
+            (table, name, buffer, None if buffer is None else memory.store(buffer))
+            for table, name, buffer in _buffers(self.model)
+        ]
+        snapshot.optimizers = [self._saved(one, memory, known) for one in self.optimizers]
+        snapshot.others = [self._copied(other.state_dict(), known) for other in self._others()]
+        snapshot.random = random_state(self._devices)
+        memory.flush()
+        if self._first is None:
+            self._first = snapshot
+        else:
+            self._ring.appendleft(snapshot)
+
+    def _slot(self) -> _Snapshot:
+        if self._spare:
+            return self._spare.pop()
+        if len(self._ring) >= self.keep:
+            return self._ring.pop()
+        return _Snapshot()
+
+    def _saved(self, optimizer: Any, memory: _Memory, known: dict[int, Any]) -> _OptimizerState:
+        def save(value: Any) -> Any:
+            return memory.store(value) if isinstance(value, Tensor) else self._copied(value, known)
+
+        return _OptimizerState(
+            groups=[
+                (
+                    list(group["params"]),
+                    {name: save(value) for name, value in group.items() if name != "params"},
+                )
+                for group in optimizer.param_groups
+            ],
+            state={
+                key: {name: save(value) for name, value in entries.items()}
+                if isinstance(entries, dict)
+                else self._copied(entries, known)
+                for key, entries in optimizer.state.items()
+            },
+        )
+
+    def _copied(self, value: Any, known: Mapping[int, Any]) -> Any:
+        """A deep copy that does not copy parameters, the model or its optimizers."""
+        if isinstance(value, _PLAIN):
+            return value
+        whole = [self.model, *self.optimizers, *self._others()]
+        memo = {**known, **{id(thing): thing for thing in whole}}
+        return copy.deepcopy(value, memo)
+
+    # --- going back ------------------------------------------------------------------------
+
+    def restore(self, depth: int = 0) -> int:
+        """Puts a snapshot back, in place, and drops the ones newer than it.
+
+        Args:
+            depth: 0 for the newest, 1 for the one before, ...; depths beyond the oldest
+                mean the first ever taken.
+
+        Returns:
+            The step gone back to.
+
+        Raises:
+            ArgumentError: If `depth` is negative.
+            RanumError: If there is no snapshot, or parameters or optimizers were replaced
+                since it was taken. Nothing has been changed then.
+        """
+        if depth < 0:
+            raise ArgumentError(f"depth must not be negative; got {depth}.")
+        snapshots = self._all()
+        if not snapshots:
+            raise RanumError("there is no snapshot to go back to.")
+        depth = min(depth, len(snapshots) - 1)
+        snapshot = snapshots[depth]
+        self._check(snapshot)
+        for _ in range(min(depth, len(self._ring))):
+            self._spare.append(self._ring.popleft())
+        pairs: Pairs = [(p, saved.tensor) for p, saved in snapshot.parameters.values()]
+        for table, name, buffer, saved in snapshot.buffers:
+            # A forward pass may have put another tensor under the name; that one is not ours
+            # to write to.
+            table[name] = buffer
+            if buffer is not None and saved is not None:
+                pairs.append((buffer, saved.tensor))
+        known = {id(p): p for p, _ in snapshot.parameters.values()}
+        for optimizer, state in zip(self.optimizers, snapshot.optimizers, strict=True):
+            self._load(optimizer, state, pairs, known)
+        _copy_all([(_distinct(target.detach()), source) for target, source in pairs])
+        for other, saved in zip(self._others(), snapshot.others, strict=True):
+            other.load_state_dict(self._copied(saved, known))
+        if snapshot.random is not None:
+            set_random_state(snapshot.random)
+        return snapshot.step
+
+    def _check(self, snapshot: _Snapshot) -> None:
+        then, now = snapshot.parameters, self._parameters()
+        changed = [
+            name for name, (p, saved) in then.items() if not _is_same(now.get(name), p, saved)
+        ]
+        changed += [name for name in now if name not in then]
+        where = f"since the snapshot of step {snapshot.step}, which cannot be gone back to."
+        if changed:
+            raise RanumError(f"parameters were replaced or added ({changed[0]!r}) {where}")
+        trained = [[group["params"] for group in one.param_groups] for one in self.optimizers]
+        before = [[params for params, _ in state.groups] for state in snapshot.optimizers]
+        if not _same_objects(trained, before):
+            raise RanumError(f"the parameter groups of an optimizer changed {where}")
+        if len(snapshot.others) != len(self._others()):
+            raise RanumError(f"the list of schedulers changed {where}")
+
+    def _load(
+        self, optimizer: Any, saved: _OptimizerState, pairs: Pairs, known: Mapping[int, Any]
+    ) -> None:
+        def put(table: dict[str, Any], name: str, value: Any) -> None:
+            if not isinstance(value, _Copy):
+                table[name] = self._copied(value, known)
+            elif _fits(table.get(name), value.tensor):
+                pairs.append((table[name], value.tensor))
+            else:
+                table[name] = value.tensor.clone()
+
+        for group, (_, values) in zip(optimizer.param_groups, saved.groups, strict=True):
+            for name, value in values.items():
+                put(group, name, value)
+        state = optimizer.state
+        for key in [key for key in state if key not in saved.state]:
+            del state[key]
+        for key, entries in saved.state.items():
+            if not isinstance(entries, dict) or not isinstance(state.get(key), dict):
+                state[key] = self._copied(entries, known) if not isinstance(entries, dict) else {}
+            if isinstance(entries, dict):
+                for name in [name for name in state[key] if name not in entries]:
+                    del state[key][name]
+                for name, value in entries.items():
+                    put(state[key], name, value)
+
+    def drop_latest(self) -> None:
+        """Forgets the newest snapshot of the ring (its state turned out bad); not the first."""
+        if self._ring:
+            self._spare.append(self._ring.popleft())
+
+    def clear(self) -> None:
+        """Forgets every snapshot and frees their memory."""
+        self._ring.clear()
+        self._spare.clear()
+        self._first = None
+
+    # --- one batch -------------------------------------------------------------------------
+
+    def take_buffers(self) -> None:
+        """Notes buffers and torch's random numbers before a batch; cheap enough for every step.
+
+        Python's and numpy's generators are left out for their cost (0.1 ms).
+        """
+        self._buffers.take(self.model)
+        if self._devices is None:
+            self._devices = frozenset(p.device for p in self._parameters().values())
+        self._before = random_state(self._devices, all_generators=False)
+
+    def restore_buffers(self) -> None:
+        """Puts back what `take_buffers` noted; does nothing if it was not called."""
+        self._buffers.restore()
+        if self._before is not None:
+            set_random_state(self._before)
+
+    # --- parts -----------------------------------------------------------------------------
+
+    def _all(self) -> list[_Snapshot]:
+        return [*self._ring, *([] if self._first is None else [self._first])]
+
+    def _others(self) -> list[Stateful]:
+        return [*self.schedulers, *([] if self.scaler is None else [self.scaler])]
+
+    def _parameters(self) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = dict(self.model.named_parameters())
+        known = {id(parameter) for parameter in found.values()}
+        for number, optimizer in enumerate(self.optimizers):
+            for group_number, group in enumerate(optimizer.param_groups):
+                for index, parameter in enumerate(group["params"]):
+                    if id(parameter) not in known:
+                        known.add(id(parameter))
+                        found[f"optimizer {number}, group {group_number}, {index}"] = parameter
+        return found
+
+
+class _BufferCopies:
+    """Copies of all buffers, renewed every step; the quick path has no work per buffer."""
+
+    def __init__(self) -> None:
+        self._places: list[tuple[dict[str, Any], str, Tensor | None]] = []
+        self._saved: list[Tensor | None] = []
+        self._small: list[tuple[list[Tensor], list[Tensor]]] = []
+        self._large: list[tuple[Tensor, Tensor]] = []
+        self._versions: list[int | None] = []
+
+    def take(self, model: nn.Module) -> None:
+        places = list(_buffers(model))
+        if len(places) != len(self._places) or not all(
+            now[2] is then[2] and now[0] is then[0]
+            for now, then in zip(places, self._places, strict=True)
+        ):
+            self._allocate(places)
+        for saved, live in self._small:
+            _copy(saved, live)
+        for index, (saved_one, live_one) in enumerate(self._large):
+            version = None if live_one.is_inference() else live_one._version
+            if version is None or version != self._versions[index]:
+                _copy([saved_one], [live_one])
+                self._versions[index] = version
+
+    def _allocate(self, places: list[tuple[dict[str, Any], str, Tensor | None]]) -> None:
+        self._places = places
+        pairs: Pairs = []
+        self._saved, self._large = [], []
+        for _, _, buffer in places:
+            live = None if buffer is None else _distinct(buffer.detach())
+            saved = None if live is None else torch.empty_like(live)
+            self._saved.append(saved)
+            if live is None or saved is None:
+                continue
+            if live.numel() > SMALL_BUFFER:
+                self._large.append((saved, live))
+            else:
+                pairs.append((saved, live))
+        self._small = _groups(pairs)
+        self._versions = [None] * len(self._large)
+
+    def restore(self) -> None:
+        pairs: Pairs = []
+        for (table, name, buffer), saved in zip(self._places, self._saved, strict=True):
+            table[name] = buffer
+            if buffer is not None and saved is not None:
+                pairs.append((_distinct(buffer.detach()), saved))
+        _copy_all(pairs)
+
+
+def _buffers(model: nn.Module) -> Iterator[tuple[dict[str, Any], str, Tensor | None]]:
+    """Every buffer once, with the table that holds it; a flat walk, cheap every step."""
+    seen: set[int] = set()
+    stack: list[nn.Module] = [model]
+    while stack:
+        module = stack.pop()
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        table = module._buffers
+        if table:
+            for name, buffer in table.items():
+                if buffer is None or not nn.parameter.is_lazy(buffer):
+                    yield table, name, buffer
+        stack.extend(child for child in module._modules.values() if child is not None)
+
+
+def as_optimizers(optimizers: Any) -> list[Any]:
+    """One optimizer or several, as a list.
+
+    Raises:
+        ArgumentError: If one has no `param_groups` or no `state`.
+    """
+    found = list(optimizers) if isinstance(optimizers, list | tuple) else [optimizers]
+    for optimizer in found:
+        if not hasattr(optimizer, "param_groups") or not hasattr(optimizer, "state"):
+            raise ArgumentError(
+                "optimizer must be a torch.optim.Optimizer or a list of them; "
+                f"got {type(optimizer).__name__}."
+            )
+    return found
+
+
+def _fits(live: Any, saved: Tensor) -> bool:
+    return (
+        isinstance(live, Tensor)
+        and live.dtype == saved.dtype
+        and _distinct(live.detach()).shape == saved.shape
+    )
+
+
+def _is_same(now: Tensor | None, then: Tensor, saved: _Copy) -> bool:
+    return now is then and _fits(now, saved.tensor)
+
+
+def _same_objects(now: Any, then: Any) -> bool:
+    if isinstance(now, Tensor) or isinstance(then, Tensor):
+        return now is then
+    return len(now) == len(then) and all(map(_same_objects, now, then))

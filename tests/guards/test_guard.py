@@ -1,0 +1,646 @@
+"""The guard in plain loops and through the adapters' calls, from fault to recovery."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ranum.errors import ArgumentError, RanumWarning
+from ranum.guards import guard as guard_module
+from ranum.guards.guard import Decision, Guard, Step, TrainingStopped
+from ranum.guards.recovery import Outcome, Rollback, Skip, Stop
+from ranum.guards.snapshot import Snapshots
+from ranum.guards.symptoms import NonFinite
+from ranum.guards.types import History
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 3)
+    )
+
+
+def batch(number, value=0.0):
+    generator = torch.Generator().manual_seed(number)
+    x = torch.randn(5, 6, generator=generator)
+    x[0, 0] += value
+    return x, torch.arange(5) % 3
+
+
+def loss_of(model, x, y):
+    return F.cross_entropy(model(x), y)
+
+
+class Run:
+    """A model with its optimizer, guard and scheduler."""
+
+    def __init__(self, optimizer=torch.optim.AdamW, lr=0.01, **options):
+        self.model = network()
+        self.optimizer = optimizer(self.model.parameters(), lr=lr)
+        options = {"strict": True, "symptoms": [NonFinite()]} | options
+        self.guard = Guard(self.model, self.optimizer, **options)
+
+    def step(self, x, y):
+        with self.guard.step((x, y)) as step:
+            step.backward(lambda: loss_of(self.model, x, y))
+        return step.decision
+
+    def state(self):
+        return copy.deepcopy([self.model.state_dict(), self.optimizer.state_dict()])
+
+    @property
+    def lr(self):
+        return self.optimizer.param_groups[0]["lr"]
+
+
+def same(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+# --- a healthy run ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
+def test_a_healthy_run_is_not_changed(optimizer):
+    run = Run(optimizer, snapshot_every=3, sample_every=2, symptoms=None)
+    decisions = [run.step(*batch(i)) for i in range(20)]
+    assert all(decision.proceed and decision.incident is None for decision in decisions)
+
+    model = network()
+    plain = optimizer(model.parameters(), lr=0.01)
+    for i in range(20):
+        plain.zero_grad()
+        loss_of(model, *batch(i)).backward()
+        plain.step()
+    assert same(run.state(), [model.state_dict(), plain.state_dict()])
+    assert [reading.step for reading in run.guard.history.readings] == list(range(20))
+    assert run.guard.current_step == 20
+    assert len(run.guard.snapshots.steps) == 3
+
+
+# --- faults in every place ----------------------------------------------------------------------
+
+
+def inject_data(run, x, y):
+    x[0, 0] = torch.nan
+    return run.step(x, y)
+
+
+def inject_loss(run, x, y):
+    with run.guard.step((x, y)) as step:
+        step.backward(lambda: loss_of(run.model, x, y) * torch.log(x.sum() * 0))
+    return step.decision
+
+
+def inject_gradient(run, x, y):
+    with run.guard.step((x, y)) as step:
+        step.backward(lambda: loss_of(run.model, x, y) + torch.sqrt(run.model[0].weight * 0).sum())
+    return step.decision
+
+
+def inject_gradient_later(run, x, y):
+    with run.guard.step((x, y)) as step:
+        step.backward(lambda: loss_of(run.model, x, y))
+        run.model[0].weight.grad[0, 0] = torch.nan
+    return step.decision
+
+
+def inject_weights(run, x, y):
+    with torch.no_grad():
+        run.model[4].bias[0] = torch.nan
+    return run.step(x, y)
+
+
+def inject_buffers(run, x, y):
+    run.model[1].eval()
+    run.model[1].running_mean[0] = torch.nan
+    decision = run.step(x, y)
+    run.model[1].train()
+    return decision
+
+
+FAULTS = [
+    (inject_data, "skip", "data", "batch[0]"),
+    (inject_loss, "rollback", "operator", ""),
+    (inject_gradient, "rollback", "operator", ""),
+    (inject_gradient_later, "skip", None, ""),
+    (inject_weights, "rollback", "weights", "4.bias"),
+    (inject_buffers, "rollback", "weights", "1.running_mean"),
+]
+
+
+@pytest.mark.parametrize(("inject", "action", "cause", "name"), FAULTS)
+def test_fault_is_found_and_recovered_from(inject, action, cause, name):
+    run = Run(snapshot_every=5)
+    for i in range(8):
+        run.step(*batch(i))
+    before = run.state()
+    decision = inject(run, *batch(8))
+    assert not decision.proceed
+    incident = decision.incident
+    assert (incident.action, incident.step) == (action, 8)
+    assert incident.finding.code == "RN201"
+    assert (incident.culprit and incident.culprit.cause) == cause
+    assert (incident.culprit.name if cause else "") == name
+    assert incident.back_to == (5 if action == "rollback" else None)
+    assert all(p.grad is None for p in run.model.parameters())
+    if action == "skip":
+        assert same(run.state(), before)
+    assert run.guard.history.incidents == [incident]
+    for i in range(9, 13):
+        assert run.step(*batch(i)).proceed
+    assert all(value.isfinite().all() for value in run.model.state_dict().values())
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW, torch.optim.RMSprop])
+def test_skip_leaves_everything_as_if_the_batch_had_never_come(optimizer):
+    with_it, without = Run(optimizer), Run(optimizer)
+    for run, numbers in ((with_it, [0, 1, "bad", 2, 3]), (without, [0, 1, 2, 3])):
+        torch.manual_seed(7)
+        for number in numbers:
+            run.step(*(batch(9, torch.nan) if number == "bad" else batch(number)))
+    assert [i.action for i in with_it.guard.history.incidents] == ["skip"]
+    assert same(with_it.state(), without.state())
+
+
+def test_rollback_is_exact():
+    options = {"remedies": [Rollback(learning_rate_factor=1.0)], "snapshot_every": 5}
+    broken, clean = Run(**options), Run(**options)
+    torch.manual_seed(7)
+    for i in range(12):
+        clean.step(*batch(i))
+    torch.manual_seed(7)
+    for i in range(8):
+        broken.step(*batch(i))
+    decision = broken.step(*batch(8, torch.nan))
+    assert decision.incident.back_to == 5
+    for i in range(5, 12):
+        broken.step(*batch(i))
+    assert same(broken.state(), clean.state())
+
+
+def test_culprit_of_the_step():
+    run = Run()
+    x, y = batch(0)
+
+    def loss():
+        p = torch.softmax(run.model(x) * 1e4, -1)
+        return -torch.log(p)[:, 0].mean()
+
+    with run.guard.step((x, y)) as step:
+        step.backward(loss)
+    culprit = step.decision.incident.culprit
+    assert (culprit.op, culprit.outcome, culprit.phase) == ("log", "-Inf", "forward")
+    assert culprit.source.expression == "torch.log(p)"
+    assert culprit.operands[0].lower == 0
+
+
+def test_loss_as_a_tensor_cannot_be_replayed_but_data_is_seen():
+    for value, cause in ((torch.nan, "data"), (0.0, None)):
+        run = Run()
+        x, y = batch(0, value)
+        with run.guard.step((x, y)) as step:
+            loss = step.backward(loss_of(run.model, x, y) * torch.log(x[0, 0] * 0))
+        assert isinstance(loss, torch.Tensor)
+        culprit = step.decision.incident.culprit
+        assert (culprit and culprit.cause) == cause
+
+
+def test_accumulation():
+    run, plain = Run(torch.optim.SGD), Run(torch.optim.SGD)
+    parts = [batch(0), batch(1, torch.nan), batch(2)]
+    with run.guard.step(parts) as step:
+        for x, y in parts:
+            step.backward(lambda x, y: loss_of(run.model, x, y) / 3, x, y)
+    incident = step.decision.incident
+    assert (incident.culprit.cause, incident.culprit.name) == ("data", "batch[1][0]")
+    assert same(run.state(), plain.state())  # statistics of the good parts, too
+
+    with run.guard.step() as step:
+        for i in (3, 4):
+            step.backward(lambda x, y: loss_of(run.model, x, y) / 2, *batch(i))
+    assert step.decision.proceed
+    assert not same(run.state(), plain.state())
+
+
+# --- the ladder ---------------------------------------------------------------------------------
+
+
+def test_ladder_goes_deeper_then_stops():
+    run = Run(remedies=[Skip(), Rollback(0.5, limit=3)], snapshot_every=6)
+    for i in range(13):
+        run.step(*batch(i))
+    assert run.guard.snapshots.steps == (12, 6, 0)
+    incidents = [inject_loss(run, *batch(i)).incident for i in range(3)]
+    assert [incident.back_to for incident in incidents] == [12, 6, 0]
+    assert run.lr == pytest.approx(0.01 / 8)  # cuts last although the snapshots are older
+    with pytest.raises(TrainingStopped, match="no remedy is left") as stopped:
+        inject_loss(run, *batch(3))
+    assert stopped.value.incident.action == "stop"
+    assert [i.action for i in run.guard.history.incidents] == ["rollback"] * 3 + ["stop"]
+
+
+def test_cuts_before_a_snapshot_are_not_made_twice():
+    run = Run(remedies=[Rollback(0.5, patience=5)], snapshot_every=6)
+    inject_loss(run, *batch(0))
+    assert run.lr == 0.005
+    for i in range(20):
+        run.step(*batch(i))
+    assert run.guard.snapshots.latest_step > 1
+    inject_loss(run, *batch(0))
+    assert run.lr == 0.0025
+
+
+def test_stop_leaves_good_weights():
+    run = Run(remedies=["stop"])
+    run.step(*batch(0))
+    with pytest.raises(TrainingStopped):
+        inject_weights(run, *batch(1))
+    assert all(p.isfinite().all() for p in run.model.parameters())
+
+
+def test_own_remedy_and_restart():
+    class Restart:
+        name = "repair"
+
+        def apply(self, fault, guard):
+            assert fault.culprit.op == "log"
+            return Outcome(action="repair", detail="found one", restart=True)
+
+    run = Run(remedies=[Restart()])
+    decision = inject_loss(run, *batch(0))
+    assert (decision.restart, decision.stop, decision.incident.action) == (True, False, "repair")
+
+
+SCHEDULERS = [
+    lambda o: torch.optim.lr_scheduler.StepLR(o, 100),
+    lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda step: 0.9**step),
+    lambda o: torch.optim.lr_scheduler.ExponentialLR(o, 0.9),
+    lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.01, total_steps=50),
+    lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 50),
+    lambda o: torch.optim.lr_scheduler.CyclicLR(o, 0.001, 0.01, cycle_momentum=False),
+    lambda o: torch.optim.lr_scheduler.SequentialLR(
+        o,
+        [
+            torch.optim.lr_scheduler.LinearLR(o, 0.1, total_iters=4),
+            torch.optim.lr_scheduler.LambdaLR(o, lambda step: 0.9**step),
+        ],
+        milestones=[4],
+    ),
+]
+
+
+@pytest.mark.parametrize("make", SCHEDULERS)
+def test_learning_rate_cut_lasts_under_schedulers(make):
+    def rates(cut):
+        model = nn.Linear(1, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        scheduler = make(optimizer)
+        guard = Guard(model, optimizer, schedulers=[scheduler], strict=True)
+        seen = []
+        for i in range(12):
+            optimizer.step()
+            scheduler.step()
+            if i == 2:
+                guard.scale_learning_rates(cut)
+            if i >= 2:
+                seen.append(optimizer.param_groups[0]["lr"])
+        return seen
+
+    assert rates(0.5) == pytest.approx([rate / 2 for rate in rates(1.0)])
+
+
+def test_learning_rate_as_a_tensor():
+    rate = torch.tensor(0.01)
+    run = Run(lr=rate)
+    run.guard.scale_learning_rates(0.5)
+    assert run.lr is rate
+    assert rate.item() == pytest.approx(0.005)
+    with pytest.raises(ArgumentError, match="factor must be positive; got 0"):
+        run.guard.scale_learning_rates(0)
+
+
+# --- snapshots ----------------------------------------------------------------------------------
+
+
+def test_snapshot_counts_only_after_a_good_step():
+    run = Run(remedies=[Rollback(patience=1)], snapshot_every=6)
+    for i in range(6):
+        run.step(*batch(i))
+    decision = inject_loss(run, *batch(6))  # the snapshot of step 6 was just taken
+    assert decision.incident.back_to == 0
+    assert run.guard.snapshots.steps == (0,)
+
+
+def test_no_snapshot_while_the_loss_is_far_above_its_best(monkeypatch):
+    run = Run(torch.optim.SGD, snapshot_every=5, symptoms=[])
+    for i in range(30):
+        run.step(*batch(i % 3))
+    latest = run.guard.snapshots.latest_step
+    assert latest >= 25
+    with torch.no_grad():
+        run.model[4].weight.mul_(300)
+    run.optimizer.param_groups[0]["lr"] = 0.0
+    for i in range(30):
+        run.step(*batch(i % 3))
+    assert run.guard.snapshots.latest_step - latest <= 5
+    monkeypatch.setattr(guard_module, "NEW_NORMAL", 25)
+    for i in range(10):
+        run.step(*batch(i % 3))
+    assert run.guard.snapshots.latest_step > 55  # accepted: it has been like this for long
+
+
+def test_surgery_makes_snapshots_unusable_but_not_the_run():
+    run = Run(remedies=[Rollback(), Stop()], strict=False)
+    run.step(*batch(0))
+    run.model[4] = nn.Linear(8, 3)
+    run.optimizer.param_groups[0]["params"] = list(run.model.parameters())
+    with pytest.warns(RanumWarning, match="'4.weight'"), pytest.raises(TrainingStopped):
+        inject_loss(run, *batch(1))
+    assert run.guard.snapshots.steps == ()
+    assert run.step(*batch(2)).proceed
+    assert run.guard.snapshots.steps == (2,)
+
+
+# --- adapters -----------------------------------------------------------------------------------
+
+
+def test_adapter_calls():
+    run = Run()
+    guard, model = run.guard, run.model
+
+    def replay():
+        loss = loss_of(model, x, y)
+        loss.backward()
+        return loss
+
+    for number, value in enumerate([0.0, torch.nan, 0.0]):
+        x, y = batch(number, value)
+        run.optimizer.zero_grad()
+        guard.begin((x, y), replay)
+        loss = replay()
+        decision = guard.decide(loss, epoch=3)
+        assert isinstance(decision, Decision)
+        assert decision.proceed is not math.isnan(value)
+        assert decision.reading.epoch == 3
+        run.optimizer.step()  # an adapter may not be able to hold it back: nothing may move
+        guard.end()
+    assert guard.history.incidents[0].culprit.name == "batch[0]"
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_micro_batches_of_an_adapter():
+    run = Run(torch.optim.SGD)
+    before = run.state()
+    for number, value in enumerate([0.0, torch.nan, 0.0]):
+        x, y = batch(number, value)
+
+        def replay(x=x, y=y):
+            loss = loss_of(run.model, x, y)
+            loss.backward()
+            return loss
+
+        run.guard.begin((x, y), replay)
+        loss = replay()
+        if number == 2:
+            decision = run.guard.decide(loss)
+        run.guard.end()
+    assert decision.incident.culprit.name == "batch[1][0]"
+    assert same(run.state(), before)
+
+
+def test_decide_without_begin_and_twice():
+    run = Run()
+    assert run.guard.decide(1.0).proceed
+    run.guard.begin()
+    assert run.guard.decide(1.0).proceed
+    assert not run.guard.decide(torch.nan).proceed
+    run.guard.begin()  # without end
+    assert run.guard.decide(None).proceed
+    run.guard.end()
+    assert [reading.step for reading in run.guard.history.readings] == [0, 1, 2, 3]
+
+
+def test_exception_in_the_body_goes_on_and_leaves_the_guard_usable():
+    run = Run()
+    with pytest.raises(ValueError, match="mine"), run.guard.step():
+        raise ValueError("mine")
+    assert run.guard.current_step == 0
+    assert run.step(*batch(0)).proceed
+
+
+def test_several_optimizers():
+    model = network()
+    optimizers = [
+        torch.optim.SGD(model[:2].parameters(), lr=0.1),
+        torch.optim.Adam(model[4].parameters(), lr=0.1),
+    ]
+    guard = Guard(model, optimizers, strict=True)
+    weights = [model[0].weight, model[4].weight]
+    before = [weight.detach().clone() for weight in weights]
+    with guard.step(batch(0)) as step:
+        step.backward(loss_of, model, *batch(0))
+    assert step.decision.proceed
+    assert not any(torch.equal(a, b) for a, b in zip(before, weights, strict=True))
+
+
+# --- gradient scaling ---------------------------------------------------------------------------
+
+
+def test_scaler_may_look_for_its_scale():
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    run = Run(torch.optim.SGD, scaler=scaler)
+    before = copy.deepcopy(run.optimizer.state_dict())
+    first = copy.deepcopy(list(run.model.parameters()))
+    x, y = batch(0, 50.0)
+    with run.guard.step() as step:
+        step.backward(lambda: loss_of(run.model, x, y) * 100)
+    assert step.decision.proceed
+    assert scaler.get_scale() == 2.0**126
+    assert same(list(run.model.parameters()), first)
+    assert same(run.optimizer.state_dict(), before)
+    assert run.guard.history.incidents == []
+
+
+def test_scaler_and_a_bad_batch():
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    run = Run(torch.optim.SGD, scaler=scaler)
+    for value in (0.0, torch.nan, 0.0):
+        run.step(*batch(0, value))
+    assert scaler.get_scale() == 8.0
+    assert [i.action for i in run.guard.history.incidents] == ["skip"]
+    assert all(p.isfinite().all() for p in run.model.parameters())
+
+
+# --- faults of our own --------------------------------------------------------------------------
+
+
+def fail(*args, **kwargs):
+    raise OSError("inside")
+
+
+BROKEN = [
+    ("snapshots", lambda m: m.setattr(Snapshots, "take", fail)),
+    ("the guard", lambda m: m.setattr(guard_module.TorchReader, "read", fail)),
+    ("the guard", lambda m: m.setattr(guard_module.TorchReader, "watch", fail)),
+    ("the culprit search", lambda m: m.setattr(guard_module, "find_culprit", fail)),
+]
+
+
+@pytest.mark.parametrize(("part", "breakage"), BROKEN)
+def test_a_fault_inside_is_reported_once_and_training_goes_on(part, breakage, monkeypatch):
+    breakage(monkeypatch)
+    run = Run(strict=False)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for i in range(4):
+            run.step(*batch(i, torch.nan if i == 2 and part == "the culprit search" else 0.0))
+    assert [str(w.message) for w in caught if part in str(w.message)] == [
+        f"{part} failed: OSError: inside. It is switched off; training goes on."
+    ]
+    assert len(caught) == 1
+    assert run.guard.history.internal_faults == [f"{part} failed: OSError: inside"]
+    assert all(p.isfinite().all() for p in run.model.parameters())
+
+
+@pytest.mark.parametrize(("part", "breakage"), BROKEN)
+def test_strict_raises(part, breakage, monkeypatch):
+    breakage(monkeypatch)
+    run = Run()
+    with pytest.raises(OSError, match="inside"):
+        run.step(*batch(0, torch.nan))
+
+
+def test_failing_remedy_and_symptom_are_in_the_history():
+    class Broken(NonFinite):
+        def check(self, window):
+            raise OSError("rule")
+
+    class Remedy:
+        name = "broken"
+        apply = staticmethod(fail)
+
+    run = Run(strict=False, symptoms=[Broken(), NonFinite()], remedies=[Remedy(), Skip()])
+    with pytest.warns(RanumWarning) as caught:
+        run.step(*batch(0, torch.nan))
+    assert len(caught) == len(run.guard.history.internal_faults) == 2
+    assert run.guard.history.incidents[0].action == "skip"
+
+
+def test_callers_own_exceptions_go_through():
+    run = Run(on_incident=fail, strict=False)
+    with pytest.raises(OSError, match="inside"):
+        run.step(*batch(0, torch.nan))
+
+
+def test_callbacks_are_told():
+    findings, incidents = [], []
+    run = Run(on_finding=findings.append, on_incident=incidents.append)
+    run.step(*batch(0, torch.nan))
+    assert [finding.code for finding in findings] == ["RN201"]
+    assert incidents == list(run.guard.history.incidents)
+    assert run.guard.history.findings == findings
+
+
+# --- history and state --------------------------------------------------------------------------
+
+
+def test_state_dict_survives_json():
+    run = Run(remedies=["skip", "rollback"])
+    run.step(*batch(0))
+    run.step(*batch(1, torch.nan))
+    inject_loss(run, *batch(2))
+    state = run.guard.state_dict()
+    text = json.dumps(state, allow_nan=False)
+
+    other = Run(remedies=["rollback"])
+    other.guard.load_state_dict(json.loads(text))
+    assert other.guard.history.incidents == run.guard.history.incidents
+    assert other.guard.history.findings == run.guard.history.findings
+    assert other.guard.current_step == 3
+    assert other.guard.state_dict()["remedies"] == [["rollback", {"recent": [2]}]]
+    assert other.step(*batch(3)).proceed
+    with pytest.raises(ArgumentError, match="version 1; got 2"):
+        other.guard.load_state_dict({**state, "version": 2})
+
+
+def test_history_goes_on_after_a_restart():
+    run = Run()
+    run.step(*batch(0))
+    run.step(*batch(1, torch.nan))
+    other = Run(history=run.guard.history)
+    other.step(*batch(2))
+    assert [reading.step for reading in other.guard.history.readings] == [0, 1, 2]
+    assert len(other.guard.history.incidents) == 1
+    assert len(run.guard.history.readings) == 2
+    assert Run(history=History()).guard.current_step == 0
+
+
+def test_history_is_bounded(monkeypatch):
+    monkeypatch.setattr(guard_module, "READINGS_KEPT", 8)
+    run = Run()
+    for i in range(30):
+        run.step(*batch(i))
+    steps = [reading.step for reading in run.guard.history.readings]
+    assert len(steps) <= 9
+    assert steps[0] == 0
+    assert steps[-4:] == [26, 27, 28, 29]
+
+
+def test_close_leaves_nothing_behind():
+    run = Run(sample_every=1)
+    run.guard.begin()
+    run.guard.close()
+    assert not any(module._forward_hooks for module in run.model.modules())
+    assert run.guard.snapshots.steps == ()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"snapshot_every": 0}, "snapshot_every must be a positive integer; got 0"),
+        ({"snapshot_every": 2.5}, "snapshot_every must be a positive integer; got 2.5"),
+        ({"sample_every": 0}, "sample_every must be a positive integer; got 0"),
+        ({"keep": 0}, "keep must be a positive integer; got 0"),
+        ({"on_finding": 3}, "on_finding must be callable or None; got 3"),
+        ({"on_incident": "x"}, "on_incident must be callable or None; got 'x'"),
+        ({"remedies": ["leap"]}, "remedies must be objects or among"),
+        ({"symptoms": [3]}, "symptoms must be Symptom instances; got 3"),
+    ],
+)
+def test_arguments(options, message):
+    with pytest.raises(ArgumentError, match=message):
+        Run(**options)
+
+
+def test_step_arguments():
+    run = Run()
+    for given, message in (
+        ((torch.ones(1, requires_grad=True).sum(), 3), "args must be empty"),
+        ((lambda: 3,), "loss must be a tensor; got int"),
+    ):
+        with pytest.raises(ArgumentError, match=message), run.guard.step() as step:
+            step.backward(*given)
+    assert isinstance(step, Step)
+    model = nn.Linear(1, 1)
+    guard = Guard(model, torch.optim.LBFGS(model.parameters()))
+    with pytest.raises(ArgumentError, match="LBFGS"), guard.step():
+        pass
+
+
+def test_repr():
+    assert repr(Run().guard) == "Guard(Sequential, step=0, incidents=0, snapshots=())"

@@ -1,0 +1,205 @@
+"""The ladder: order, exhaustion, remedies that fail; what each remedy fits."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from ranum.errors import ArgumentError, RanumWarning
+from ranum.guards.recovery import (
+    Fault,
+    Ladder,
+    Outcome,
+    Remedy,
+    Rollback,
+    Skip,
+    Stop,
+    default_remedies,
+    go_back,
+    scale_learning_rates,
+)
+from ranum.guards.types import Culprit, Finding, Reading
+from ranum.source import UNKNOWN
+
+
+class FakeGuard:
+    """Remembers what remedies ask of it."""
+
+    def __init__(self, steps=(100, 50, 0)):
+        self.steps = steps
+        self.history = SimpleNamespace(incidents=[])
+        self.asked = []
+
+    def go_back(self, depth=0):
+        if not self.steps:
+            return None
+        self.asked.append(depth)
+        return self.steps[min(depth, len(self.steps) - 1)]
+
+    def scale_learning_rates(self, factor):
+        self.asked.append(factor)
+
+
+def fault(step=120, cause=None):
+    finding = Finding(
+        code="RN201", symptom="NonFinite", step=step, severity="fault", message="The loss is nan."
+    )
+    culprit = cause and Culprit(
+        op="log", phase="forward", source=UNKNOWN, cause=cause, name="batch[0]"
+    )
+    reading = Reading(step=step, loss=float("nan"), grad_norm=None)
+    return Fault(finding=finding, reading=reading, step=step, culprit=culprit)
+
+
+class Does:
+    def __init__(self, name, result):
+        self.name = name
+        self.result = result
+        self.calls = 0
+
+    def apply(self, fault, guard):
+        self.calls += 1
+        if isinstance(self.result, Exception):
+            raise self.result
+        return self.result
+
+
+OUTCOME = Outcome(action="b", detail="did b")
+
+
+def test_the_first_that_fits_acts():
+    a, b, c = Does("a", None), Does("b", OUTCOME), Does("c", OUTCOME)
+    assert Ladder([a, b, c]).apply(fault(), FakeGuard()) is OUTCOME
+    assert (a.calls, b.calls, c.calls) == (1, 1, 0)
+
+
+def test_nothing_left():
+    assert Ladder([Does("a", None)]).apply(fault(), FakeGuard()) is None
+    assert Ladder([]).apply(fault(), FakeGuard()) is None
+
+
+def test_failing_remedy_is_switched_off_and_the_next_tried():
+    broken, good = Does("broken", OSError("disk")), Does("b", OUTCOME)
+    ladder = Ladder([broken, good])
+    with pytest.warns(RanumWarning, match="'broken' is switched off: OSError: disk"):
+        assert ladder.apply(fault(), FakeGuard()) is OUTCOME
+    assert ladder.apply(fault(), FakeGuard()) is OUTCOME
+    assert broken.calls == 1
+    assert len(ladder.internal_faults) == 1
+
+
+def test_strict_raises():
+    with pytest.raises(OSError, match="disk"):
+        Ladder([Does("broken", OSError("disk"))], strict=True).apply(fault(), FakeGuard())
+
+
+@pytest.mark.parametrize(
+    ("remedies", "message"),
+    [
+        (["leap"], "among 'skip', 'rollback', 'stop'; got 'leap'"),
+        ([3], "must have a name and an apply method; got 3"),
+        ([Skip], "Pass objects"),
+    ],
+)
+def test_ladder_arguments(remedies, message):
+    with pytest.raises(ArgumentError, match=message):
+        Ladder(remedies)
+
+
+def test_built_in_remedies_by_name():
+    ladder = Ladder(["skip", "rollback", "stop"])
+    assert [type(remedy) for remedy in ladder.remedies] == [Skip, Rollback, Stop]
+    assert repr(ladder) == f"Ladder({list(default_remedies())!r}, strict=False)"
+    assert all(isinstance(remedy, Remedy) for remedy in default_remedies())
+
+
+# --- skip ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cause", "fits"), [("data", True), (None, True), ("operator", False), ("weights", False)]
+)
+def test_skip_fits(cause, fits):
+    outcome = Skip().apply(fault(cause=cause), FakeGuard())
+    assert (outcome is not None) is fits
+    if cause == "data":
+        assert outcome.detail == "left the batch out: NaN in batch[0]"
+
+
+def test_skip_is_limited_in_a_row():
+    skip, guard = Skip(limit=2), FakeGuard()
+    assert skip.apply(fault(10, "data"), guard)
+    assert skip.apply(fault(11, "data"), guard)
+    assert skip.apply(fault(12, "data"), guard) is None
+    assert skip.apply(fault(14, "data"), guard)  # a good step in between
+
+
+@pytest.mark.parametrize(("step", "fits"), [(120, False), (121, True)])
+def test_fault_without_culprit_must_come_alone(step, fits):
+    guard = FakeGuard()
+    guard.history.incidents.append(SimpleNamespace(step=100))
+    assert (Skip(apart=20).apply(fault(step), guard) is not None) is fits
+
+
+# --- rollback -----------------------------------------------------------------------------------
+
+
+def test_rollback_goes_deeper_and_is_used_up():
+    rollback, guard = Rollback(0.1, limit=3, patience=100), FakeGuard()
+    outcomes = [rollback.apply(fault(step), guard) for step in (120, 130, 140, 150)]
+    assert [outcome and outcome.back_to for outcome in outcomes] == [100, 50, 0, None]
+    assert guard.asked == [0, 0.1, 1, 0.1, 2, 0.1]
+    assert outcomes[0].detail == "went back to step 100; learning rate x 0.1"
+    assert rollback.apply(fault(235), guard).back_to == 50  # 130 is out of patience, 140 is not
+    assert Rollback(1).apply(fault(), guard).detail == "went back to step 100"
+
+
+def test_rollback_needs_a_snapshot():
+    assert Rollback().apply(fault(), FakeGuard(())) is None
+
+
+@pytest.mark.parametrize("remedy", [Skip(), Rollback()])
+def test_remedy_state_is_plain(remedy):
+    guard = FakeGuard()
+    remedy.apply(fault(9, "data"), guard)
+    state = json.loads(json.dumps(remedy.state_dict()))
+    other = type(remedy)()
+    other.load_state_dict(state)
+    assert other.state_dict() == remedy.state_dict() != type(remedy)().state_dict()
+    assert repr(other) == repr(remedy)
+
+
+# --- stop ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("cause", "back_to"), [("weights", 100), ("operator", None), (None, None)])
+def test_stop(cause, back_to):
+    outcome = Stop().apply(fault(cause=cause), FakeGuard())
+    assert outcome.stop
+    assert outcome.back_to == back_to
+    assert "The loss is nan." in outcome.detail
+
+
+def test_helpers_for_other_remedies():
+    guard = FakeGuard()
+    assert go_back(guard, fault()) == 100
+    scale_learning_rates(guard, 0.5)
+    assert guard.asked == [0, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Skip(limit=0), "limit must be a positive integer; got 0"),
+        (lambda: Skip(apart=1.5), "apart must be a positive integer; got 1.5"),
+        (lambda: Rollback(0), r"learning_rate_factor must be in \(0, 1\]; got 0"),
+        (lambda: Rollback(1.5), r"got 1.5"),
+        (lambda: Rollback(limit=True), "limit must be a positive integer; got True"),
+        (lambda: Rollback(patience=-1), "patience must be a positive integer; got -1"),
+    ],
+)
+def test_arguments(make, message):
+    with pytest.raises(ArgumentError, match=message):
+        make()
