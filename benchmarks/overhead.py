@@ -43,9 +43,9 @@ class Runner:
     def step(self) -> None:
         """One training step."""
         if self.guard is None:
+            self.optimizer.zero_grad()  # at the start, as the guard does it: memory is reused
             self.workload.loss().backward()
             self.optimizer.step()
-            self.optimizer.zero_grad()
         else:
             with self.guard.step(self.workload.batch) as step:
                 step.backward(self.workload.loss)
@@ -72,6 +72,10 @@ def measure(make: Callable[[], Workload], *, rounds: int, steps: int) -> dict[st
             first = step % len(turns)
             for runner in turns[first:] + turns[:first]:
                 runner.seconds[-1] += cpu_seconds(runner.step)
+    bare, *others = (runner.workload.model.state_dict() for runner in turns)
+    for other in others:
+        if any(not torch.equal(bare[name], other[name]) for name in bare):
+            raise RuntimeError("a guard changed the training; the times say nothing")
     return {name: runner.seconds for name, runner in runners.items()}
 
 
