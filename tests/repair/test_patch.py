@@ -76,11 +76,9 @@ def load(tmp_path):
     names = []
 
     def load(text, *, head=HEAD, encoding="utf-8", newline="\n"):
-        number = next(_numbers)
-        name = f"patched_{number}"
+        name = f"patched_{next(_numbers)}"
         path = tmp_path / f"{name}.py"
-        # No two modules have equal code objects: equality looks at line numbers.
-        content = head + "\n" * (number if head else 0) + textwrap.dedent(text)
+        content = head + textwrap.dedent(text)
         path.write_bytes(content.replace("\n", newline).encode(encoding))
         spec = importlib.util.spec_from_file_location(name, path)
         module = importlib.util.module_from_spec(spec)
@@ -352,7 +350,7 @@ def test_diff_of_a_path_with_spaces(tmp_path):
     folder = tmp_path / "my models"
     folder.mkdir()
     path = folder / "net one.py"
-    path.write_text(HEAD + "\n" * next(_numbers) + "def f(p):\n    return torch.log(p)\n")
+    path.write_text(HEAD + "def f(p):\n    return torch.log(p)\n")
     spec = importlib.util.spec_from_file_location("net_one", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -762,7 +760,7 @@ def test_edits_of_two_files_are_all_or_none(load):
 
 def test_notebook_cells(tmp_path):
     name = "<cell-1>"
-    text = HEAD + "\n" * next(_numbers) + "def f(p):\n    return torch.log(p)\n"
+    text = HEAD + "def f(p):\n    return torch.log(p)\n"
     linecache.cache[name] = entry = (len(text), None, text.splitlines(True), name)
     try:
         namespace = {"__name__": "__main__"}
@@ -782,7 +780,7 @@ def test_notebook_cells(tmp_path):
 
 def test_a_cell_that_imports_nothing_itself():
     name, namespace = "/gone/ipykernel_1/2.py", {"torch": torch}
-    text = "\n" * next(_numbers) + "def f(p):\n    return torch.log(p)\n"
+    text = "def f(p):\n    return torch.log(p)\n"
     linecache.cache[name] = (len(text), None, text.splitlines(True), name)
     try:
         exec(compile(text, name, "exec"), namespace)
@@ -797,9 +795,7 @@ def test_a_cell_that_imports_nothing_itself():
 def test_sources_in_an_archive(tmp_path):
     archive = tmp_path / "lib.zip"
     with zipfile.ZipFile(archive, "w") as file:
-        file.writestr(
-            "zipped_model.py", HEAD + "\n" * next(_numbers) + "def f(p):\n    return torch.log(p)\n"
-        )
+        file.writestr("zipped_model.py", HEAD + "def f(p):\n    return torch.log(p)\n")
     sys.path.insert(0, str(archive))
     try:
         import zipped_model
@@ -992,7 +988,7 @@ def test_refuses_files_that_are_not_python(tmp_path, content):
 
 
 def test_refuses_code_without_source(tmp_path):
-    text = HEAD + "\n" * next(_numbers) + "def f(p):\n    return torch.log(p)\n"
+    text = HEAD + "def f(p):\n    return torch.log(p)\n"
     path = tmp_path / "sourceless.py"
     path.write_text(text)
     py_compile.compile(str(path), cfile=str(tmp_path / "sourceless.pyc"), doraise=True)
@@ -1009,7 +1005,7 @@ def test_refuses_code_without_source(tmp_path):
         clip_edit(source, "log", lower=TINY)
 
     namespace = {}
-    exec(compile("\n" + text, "<made>", "exec"), namespace)
+    exec(compile(text, "<made>", "exec"), namespace)
     with pytest.raises(PatchError, match="made by exec"):
         clip_edit(record("log", namespace["f"], ONE), "log", lower=TINY)
 
