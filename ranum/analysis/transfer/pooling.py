@@ -236,26 +236,6 @@ def upsample_bicubic2d(
     return result.rounded().interval(_resized(x, output_size), x.dtype)
 
 
-@transfer("im2col")
-def im2col(
-    x: Interval,
-    kernel_size: Sequence[int],
-    dilation: Sequence[int],
-    padding: Sequence[int],
-    stride: Sequence[int],
-) -> Interval:
-    """Patches as columns, zeros where they pass the border; one bound per sample."""
-    kernel, gaps, pads, strides = (_each(v, 2) for v in (kernel_size, dilation, padding, stride))
-    sizes = _output_sizes(x, kernel, strides, pads, gaps, False)
-    channels = x.shape[-3] * math.prod(kernel)
-    shape = (*x.shape[:-3], channels, math.prod(sizes))
-    flat = _without_positions(x, 3)
-    lower, upper = flat.lower[..., 0], flat.upper[..., 0]
-    if any(pads):
-        lower, upper = lower.clamp(max=0), upper.clamp(min=0)
-    return Interval(lower, upper, shape, x.dtype, x.may_nan)
-
-
 @transfer("col2im")
 def col2im(
     x: Interval,
