@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from ranum.analysis.transfer import (
     activations,
+    attention,
     comparison,
+    contraction,
+    creation,
     elementwise,
     functions,
+    layout,
+    loss,
+    normalization,
+    pooling,
+    recurrent,
+    reduction,
     selection,
 )
 from ranum.analysis.transfer.registry import Rule, rule_for, rules, transfer
@@ -14,9 +23,18 @@ from ranum.analysis.transfer.registry import Rule, rule_for, rules, transfer
 __all__ = [
     "Rule",
     "activations",
+    "attention",
     "comparison",
+    "contraction",
+    "creation",
     "elementwise",
     "functions",
+    "layout",
+    "loss",
+    "normalization",
+    "pooling",
+    "recurrent",
+    "reduction",
     "rule_for",
     "rules",
     "selection",
