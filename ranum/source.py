@@ -16,7 +16,7 @@ import sysconfig
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from types import CodeType, FrameType
 from typing import Any
@@ -54,6 +54,7 @@ class Source:
         end_column: Column after the last one; -1 when unknown.
         function: Qualified name of the function that holds the expression.
         module: Path of the innermost `nn.Module` running, "" for the root, None outside one.
+        text: The expression as it stood when it ran; a live patch may change the line later.
     """
 
     file: str
@@ -63,11 +64,12 @@ class Source:
     end_column: int
     function: str = ""
     module: str | None = None
+    text: str = field(default="", compare=False)
 
     @property
     def expression(self) -> str:
         """The source text of the expression, or "" where the source cannot be read."""
-        return _segment(self.file, self.line, self.end_line, self.column, self.end_column)
+        return self.text or _segment(self.file, self.line, self.end_line, self.column, self.end_column)
 
     @property
     def location(self) -> str:
@@ -144,14 +146,19 @@ def traceback_source(traceback: Any) -> Source:
 def _source_of(code: CodeType, file: str, lasti: int, module: str | None) -> Source:
     # `file` is in the key because equal code objects may come from different files.
     line, end_line, column, end_column = _position(code, lasti)
+    first = line or code.co_firstlineno
+    last = end_line or first
+    start, end = (-1 if end is None else end for end in (column, end_column))
+    path = _absolute(file)
     return Source(
-        file=_absolute(file),
-        line=line or code.co_firstlineno,
-        end_line=end_line or line or code.co_firstlineno,
-        column=-1 if column is None else column,
-        end_column=-1 if end_column is None else end_column,
+        file=path,
+        line=first,
+        end_line=last,
+        column=start,
+        end_column=end,
         function=code.co_qualname,
         module=module,
+        text=_segment(path, first, last, start, end),
     )
 
 
@@ -182,7 +189,6 @@ def _is_user_file(file: str) -> bool:
     return not path.startswith(_STDLIB)
 
 
-@lru_cache(maxsize=4096)
 def _segment(file: str, line: int, end_line: int, column: int, end_column: int) -> str:
     if line <= 0:
         return ""

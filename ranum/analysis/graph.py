@@ -92,7 +92,7 @@ def _refs(argument: Any) -> Iterator[int]:
             yield from _refs(item)
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, repr=False)
 class Graph:
     """A recorded step: `values` by number, `nodes` in execution order.
 
@@ -110,6 +110,9 @@ class Graph:
     module_outputs: dict[str, int] = field(default_factory=dict)
     taken_branches: list[Source] = field(default_factory=list)
     escapes: list[Source] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        return f"Graph({len(self.nodes)} nodes, {len(self.values)} values)"
 
     def leaves(self, *kinds: Kind) -> Iterator[Value]:
         """Values of the given kinds, in order of first use."""

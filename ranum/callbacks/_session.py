@@ -188,6 +188,11 @@ class Session:
 
     def finish(self, history: History, outcome: str) -> None:
         """Writes the report, tells the end of the story, takes live patches out again."""
+        # First, so that the report shows the source as it is.
+        for patch in reversed(self.patches):
+            with self.contained("undoing a live patch"):
+                patch.undo()
+        self.patches.clear()
         if self.faults:
             seen = [*history.internal_faults, *self.faults]
             history = History(
@@ -214,10 +219,6 @@ class Session:
         if self._owned_writer is not None:
             with self.contained("the TensorBoard panels"):
                 self._owned_writer.close()
-        for patch in reversed(self.patches):
-            with self.contained("undoing a live patch"):
-                patch.undo()
-        self.patches.clear()
 
     def _diffs(self) -> Mapping[str, str]:
         """The proposed edits by the place of their defect."""

@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ranum._dispatch import DispatchMode
 from ranum.errors import RanumWarning
 from ranum.guards.snapshot import random_state, set_random_state
 from ranum.guards.types import Culprit, Extremes
@@ -154,7 +154,7 @@ class _Call:
         return any(seen.nan for seen, _ in self.operands) or any(map(math.isnan, self.scalars))
 
 
-class _Microscope(TorchDispatchMode):
+class _Microscope(DispatchMode):
     """Looks at every operator's inputs and outputs; follows bad values by their memory."""
 
     def __init__(self) -> None:

@@ -9,6 +9,7 @@ same bits as an uninterrupted run.
 from __future__ import annotations
 
 import copy
+import operator
 import random
 import sys
 from collections import defaultdict, deque
@@ -29,6 +30,9 @@ buffers (causal masks, rotary tables) are copied only when their version has cha
 """
 
 _PLAIN = (int, float, complex, bool, str, bytes, type(None))
+
+SEARCH_EVERY = 16
+"""Steps between two searches for modules that were given buffers."""
 
 Pairs = list[tuple[Tensor, Tensor]]
 """(target, source)."""
@@ -302,7 +306,7 @@ class Snapshots:
         snapshot.parameters = {name: (p, memory.store(p)) for name, p in parameters.items()}
         snapshot.buffers = [
             (table, name, buffer, None if buffer is None else memory.store(buffer))
-            for table, name, buffer in _buffers(self.model)
+            for table, name, buffer in _buffers(_tables(self.model))
         ]
         snapshot.optimizers = [self._saved(one, memory, known) for one in self.optimizers]
         snapshot.others = [self._copied(other.state_dict(), known) for other in self._others()]
@@ -484,9 +488,11 @@ class Snapshots:
 
 
 class _BufferCopies:
-    """Copies of all buffers, renewed every step; the quick path has no work per buffer."""
+    """Copies of all buffers, renewed every step; modules are searched now and then only."""
 
     def __init__(self) -> None:
+        self._age = 0
+        self._tables: list[dict[str, Any]] = []
         self._places: list[tuple[dict[str, Any], str, Tensor | None]] = []
         self._saved: list[Tensor | None] = []
         self._small: list[tuple[list[Tensor], list[Tensor]]] = []
@@ -494,11 +500,13 @@ class _BufferCopies:
         self._versions: list[int | None] = []
 
     def take(self, model: nn.Module) -> None:
-        places = list(_buffers(model))
-        if len(places) != len(self._places) or not all(
-            now[2] is then[2] and now[0] is then[0]
-            for now, then in zip(places, self._places, strict=True)
-        ):
+        if self._age % SEARCH_EVERY == 0:
+            self._tables = list(_tables(model))
+        self._age += 1
+        places = list(_buffers(self._tables))
+        now = [buffer for _, _, buffer in places]
+        then = [buffer for _, _, buffer in self._places]
+        if len(now) != len(then) or not all(map(operator.is_, now, then)):
             self._allocate(places)
         for saved, live in self._small:
             _copy(saved, live)
@@ -534,8 +542,8 @@ class _BufferCopies:
         _copy_all(pairs)
 
 
-def _buffers(model: nn.Module) -> Iterator[tuple[dict[str, Any], str, Tensor | None]]:
-    """Every buffer once, with the table that holds it; a flat walk, cheap every step."""
+def _tables(model: nn.Module) -> Iterator[dict[str, Any]]:
+    """The tables of buffers of all submodules; a flat walk, quicker than `modules()`."""
     seen: set[int] = set()
     stack: list[nn.Module] = [model]
     while stack:
@@ -543,12 +551,19 @@ def _buffers(model: nn.Module) -> Iterator[tuple[dict[str, Any], str, Tensor | N
         if id(module) in seen:
             continue
         seen.add(id(module))
-        table = module._buffers
-        if table:
-            for name, buffer in table.items():
-                if buffer is None or not nn.parameter.is_lazy(buffer):
-                    yield table, name, buffer
+        if module._buffers:
+            yield module._buffers
         stack.extend(child for child in module._modules.values() if child is not None)
+
+
+def _buffers(
+    tables: Iterable[dict[str, Any]],
+) -> Iterator[tuple[dict[str, Any], str, Tensor | None]]:
+    """Every buffer with its name and the table that holds it; lazy ones have no values yet."""
+    for table in tables:
+        for name, buffer in table.items():
+            if buffer is None or not nn.parameter.is_lazy(buffer):
+                yield table, name, buffer
 
 
 def as_optimizers(optimizers: Any) -> list[Any]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,7 +20,7 @@ from ranum.analysis.defects import find_defects
 from ranum.analysis.graph import Ref
 from ranum.analysis.result import Analysis, Context, Defect
 from ranum.errors import ArgumentError, PatchError
-from ranum.repair.patch import AppliedPatch, Edit, clip_edit, merged_diff
+from ranum.repair.patch import AppliedPatch, Edit, apply_edits, clip_edit, merged_diff
 
 GRADIENT_HEADROOM = 2.0**16
 """Upstream gradients a clip must bear: the initial loss scale of `torch.amp.GradScaler`."""
@@ -93,19 +92,17 @@ class Clips:
         """All edits as one unified diff that `git apply` takes; "" if there are none."""
         return merged_diff(self.edits) if self.edits else ""
 
-    @contextmanager
-    def apply(self, model: torch.nn.Module | None = None) -> Iterator[list[AppliedPatch]]:
-        """Patches the running code while the block runs; all edits, or none.
+    def apply(self, model: torch.nn.Module | None = None) -> AppliedPatch:
+        """Patches the running code, until the patch is undone or its `with` block ends.
 
         Args:
             model: Accepted for symmetry with clips that live on a model; code patches reach
                 every instance of the patched class.
 
         Raises:
-            PatchError: If one of the edits cannot be applied; the others are undone.
+            PatchError: If one of the edits cannot be applied; none is then.
         """
-        with ExitStack() as stack:
-            yield [stack.enter_context(edit.apply()) for edit in self.edits]
+        return apply_edits(self.edits)
 
 
 def fix(analysis: Analysis, where: Literal["operators"] = "operators") -> Clips:
@@ -166,8 +163,8 @@ def _clamp_bounds(defect: Defect, context: Context) -> tuple[float | None, float
     if low > high or low > largest or high < -largest:
         return None
     trial = _Trial(defect, context)
-    needs_lower = defect.gradient_only or defect.bounds.low < low
-    needs_upper = defect.bounds.high > high
+    needs_lower = defect.gradient_only or (defect.bounds.low < low and low > -largest)
+    needs_upper = defect.bounds.high > high and high < largest
     lower = low if needs_lower else None
     upper = high if needs_upper else None
     if not trial.removes(lower, upper):

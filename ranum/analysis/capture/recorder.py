@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from ranum._dispatch import DispatchMode
 from ranum.analysis.capture.canonical import (
     Canonical,
     bind,
@@ -59,7 +60,7 @@ class _Storage:
     writes: list[tuple[Geometry, _Entry]] = field(default_factory=list)
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(DispatchMode):
     """The recording mode; see `record`."""
 
     def __init__(

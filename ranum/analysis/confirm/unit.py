@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ranum._dispatch import DispatchMode
 from ranum.analysis.capture.canonical import bind, name_of
 from ranum.analysis.evaluate import NotExecutableError, double, evaluate, needed_nodes
 from ranum.analysis.graph import Node, Value
@@ -331,7 +331,7 @@ def run_user_code(
     return _Failure(probe.operand, probe.outcome, value)
 
 
-class _Probe(TorchDispatchMode):
+class _Probe(DispatchMode):
     """Watches one operator of the user's step: finite operands in, what comes out."""
 
     def __init__(self, node: Node, defect: Defect) -> None:

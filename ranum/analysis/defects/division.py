@@ -12,7 +12,6 @@ from ranum.analysis.defects.base import (
     DefectRule,
     Problem,
     defect_rule,
-    is_float,
     number_or_interval,
 )
 from ranum.analysis.graph import Node
@@ -53,7 +52,7 @@ class DivisionByZero(DefectRule):
             return None
         lower, upper = number_or_interval(denominator)
         if isinstance(denominator, Interval):
-            if not is_float(denominator) or not denominator.contains_zero():
+            if not denominator.contains_zero():
                 return None
         elif lower != 0:
             return None

@@ -46,16 +46,15 @@ class InfiniteGradient(DefectRule):
             return None
         if not all(is_finite(argument) for argument in arguments.values()):
             return None
-        argument = next(
-            (
-                name
-                for name, value in reversed(list(arguments.items()))
-                if isinstance(value, Interval)
-                and value.dtype.is_floating_point
-                and value.contains_zero()
-            ),
-            next(name for name, value in arguments.items() if isinstance(value, Interval)),
-        )
+        tensors = [name for name, value in arguments.items() if isinstance(value, Interval)]
+        if not tensors:
+            return None
+        at_zero = [
+            name
+            for name in tensors
+            if arguments[name].dtype.is_floating_point and arguments[name].contains_zero()
+        ]
+        argument = at_zero[-1] if at_zero else tensors[0]
         return Problem(
             argument=argument,
             bad="the point where the derivative is infinite",
