@@ -148,7 +148,6 @@ class GuardCallback:
         self._restart: _Restart | None = None
         self._is_analysed = False
         self._is_standing_by = False
-        self._shown = -1
 
     def __repr__(self) -> str:
         return (
@@ -196,16 +195,12 @@ class GuardCallback:
 
     # Not `state_dict`: Lightning refuses two callbacks of one class that have one.
 
-    def on_save_checkpoint(
-        self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Keeps the state of the guard that is at work in the checkpoint."""
         if self._session is not None:
             checkpoint[_CHECKPOINT_KEY] = self.state()
 
-    def on_load_checkpoint(
-        self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Takes the state up; a state that cannot be read is left out."""
         if _CHECKPOINT_KEY in checkpoint and self._session is not None:
             with self._session.contained("loading the guard's state"):
@@ -278,6 +273,7 @@ class GuardCallback:
             return
         with session.contained("the guard"):
             decision = guard.decide(self._loss, epoch=trainer.current_epoch)
+            session.decision(decision)
             if decision.stop:
                 trainer.should_stop = True
         self._loss = None
@@ -285,16 +281,12 @@ class GuardCallback:
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Shows the reading; carries out a restart."""
+        """Ends the step; carries out a restart."""
         session, guard = self._session, self._guard
         if session is None or guard is None or not session.is_on("the guard"):
             return
         with session.contained("the guard"):
             guard.end()
-            readings = guard.history.readings
-            if readings and readings[-1].step != self._shown:
-                self._shown = readings[-1].step
-                session.reading(readings[-1])
             if self._restart is not None and not self._restart.is_begun:
                 self._restart.begin(trainer, pl_module)
                 self._make_guard(trainer, pl_module)
@@ -356,8 +348,6 @@ class GuardCallback:
             schedulers=[config.scheduler for config in trainer.lr_scheduler_configs],
             scaler=getattr(trainer.precision_plugin, "scaler", None),
             strict=self.strict,
-            on_finding=session.finding,
-            on_incident=session.incident,
             history=None if former is None else former.history,
         )
 
@@ -391,6 +381,7 @@ class GuardCallback:
         )
         faulty = read_configuration(pl_module, optimizer, size)
         faulty["learning_rate"] = self._guard_start_rate(optimizer, faulty["learning_rate"])
+        session.searching(fault)
         try:
             result = repair_configuration(
                 trials.train,
@@ -398,6 +389,7 @@ class GuardCallback:
                 self.search,
                 budget=self.search_budget,
                 findings=[fault.finding],
+                on_trial=session.trial,
             )
         except MissingExtraError as error:
             warnings.warn(RanumWarning(f"Ranum: {error} Training stops instead."), stacklevel=2)

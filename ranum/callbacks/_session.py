@@ -20,7 +20,9 @@ from ranum.analysis.capture.program import Program
 from ranum.analysis.confirm import confirm_all
 from ranum.analysis.result import Analysis
 from ranum.errors import ArgumentError, CaptureError, MissingExtraError, RanumWarning
-from ranum.guards.types import Culprit, Finding, History, Incident, Reading
+from ranum.guards.guard import Decision
+from ranum.guards.recovery import Fault
+from ranum.guards.types import Culprit, Finding, History, Incident
 from ranum.repair.clipping import Clip, smallest_clip
 from ranum.repair.patch import AppliedPatch
 from ranum.report import Panels, Story, open_writer, write_html
@@ -147,17 +149,20 @@ class Session:
 
     # --- during training --------------------------------------------------------------------
 
-    def reading(self, reading: Reading) -> None:
-        """Shows a reading in the panels."""
-        if self._panels is not None and self.is_on("the TensorBoard panels"):
+    def decision(self, decision: Decision) -> None:
+        """Shows what one step brought: its reading, findings and incident."""
+        if self._panels is not None and decision.reading is not None:
             with self.contained("the TensorBoard panels"):
-                self._panels.reading(reading)
+                self._panels.reading(decision.reading)
+        for finding in decision.findings:
+            self.finding(finding)
+        if decision.incident is not None:
+            self.incident(decision.incident)
 
     def finding(self, finding: Finding) -> None:
-        """Shows a warning; faults are shown with their incident."""
+        """Shows a finding."""
         with self.contained("the terminal story"):
-            if finding.severity == "warning":
-                self._story.finding(finding)
+            self._story.finding(finding)
         if self._panels is not None:
             with self.contained("the TensorBoard panels"):
                 self._panels.finding(finding)
@@ -174,6 +179,16 @@ class Session:
                 self.directory.mkdir(parents=True, exist_ok=True)
                 with open(self.directory / "incidents.jsonl", "a", encoding="utf-8") as file:
                     file.write(json.dumps(incident.to_dict()) + os.linesep)
+
+    def searching(self, fault: Fault) -> None:
+        """Says that a search begins."""
+        with self.contained("the terminal story"):
+            self._story.searching(fault.step, fault.finding)
+
+    def trial(self, record: Any) -> None:
+        """Shows one training of a search."""
+        with self.contained("the terminal story"):
+            self._story.trial(record)
 
     def repaired(self, result: Any) -> None:
         """Shows and keeps the result of a search."""

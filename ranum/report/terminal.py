@@ -127,6 +127,31 @@ class Story:
             )
         )
 
+    def searching(self, step: int, finding: Finding) -> None:
+        """A search begins: the run as it is configured cannot be saved."""
+        self._print(
+            Text.assemble(
+                ("… ", "bold yellow"),
+                ("Searching a configuration that trains", "bold"),
+                (f"  step {step:,}: {words.clean(finding.message)}", "dim"),
+            )
+        )
+
+    def trial(self, record: Any) -> None:
+        """One training of a search, in a line."""
+        values = ", ".join(
+            f"{name} {words.number(value) if isinstance(value, float) else value}"
+            for name, value in record.configuration.items()
+            if value is not None
+        )
+        score = words.number(record.score) if record.state == "complete" else record.state
+        grid = Table.grid(padding=(0, 1))
+        grid.add_column(style="dim", no_wrap=True)
+        grid.add_column(no_wrap=True, justify="right", min_width=8)
+        grid.add_column(style="dim", overflow="fold")
+        grid.add_row(Text(f"  trial {record.number:2d}"), Text(score), Text(words.clean(values)))
+        self._print(grid)
+
     def repair(self, result: Any) -> None:
         """The changed values of a repaired configuration, the trials and the score."""
         effort = f"{words.count(len(result.trials), 'trial')}, {words.seconds(result.seconds)}"
@@ -349,7 +374,7 @@ def _indented(part: RenderableType) -> Padding:
 class _Encodable:
     """Replaces what the console's encoding cannot write; old Windows consoles, pipes."""
 
-    _SIMPLE = str.maketrans("✓✗→", "+x>")
+    _SIMPLE = str.maketrans("✓✗→…", "+x>.")
 
     def __init__(self, part: RenderableType) -> None:
         self._part = part
