@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import math
+import runpy
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -644,3 +646,13 @@ def test_step_arguments():
 
 def test_repr():
     assert repr(Run().guard) == "Guard(Sequential, step=0, incidents=0, snapshots=())"
+
+
+def test_example(capsys):
+    path = Path(__file__).parents[2] / "examples" / "plain_loop.py"
+    example = runpy.run_path(str(path))
+    assert example["error"](example["train"]()) < 0.2
+    told = capsys.readouterr().out
+    assert "`torch.log(spread)`" in told
+    assert "rollback: went back to step 0; learning rate x 0.5" in told
+    assert "skip: left the batch out: NaN in batch[1]" in told
