@@ -65,7 +65,7 @@ def test_known_data_is_contained(case):
 @each_wild_case
 def test_values_up_to_the_limits_of_the_dtype(case):
     for dtype in case.floating:
-        for seed, radius in ((0, 0.0), (1, 0.0), (2, 1.0), (3, 1.0)):
+        for seed, radius in ((1, 0.0), (2, 1.0)):
             huge = Sketch(seed, radius, huge=True, edges=True)
             check(case, _function(case), [huge, Sketch(seed, huge=True)], dtype)
 
@@ -73,11 +73,10 @@ def test_values_up_to_the_limits_of_the_dtype(case):
 @each_wild_case
 def test_infinities_and_nan(case):
     for seed, infinite in enumerate(((True, False), (False, True), (True, True))):
-        for radius in (0.0, 0.5):
-            for nan in (False, True):
-                sketch = Sketch(seed, radius, infinite=infinite, nan=nan, edges=True)
-                other = Sketch(seed + 9, radius, infinite=infinite)
-                check(case, _function(case), [sketch, other])
+        for radius, nan in ((0.0, True), (0.5, False), (0.5, True)):
+            sketch = Sketch(seed, radius, infinite=infinite, nan=nan, edges=True)
+            other = Sketch(seed + 9, radius, infinite=infinite)
+            check(case, _function(case), [sketch, other])
 
 
 @each_resizable_case

@@ -7,7 +7,7 @@ surely holds, `upper` that it possibly does. Comparisons with NaN are false, but
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -220,8 +220,14 @@ def _over_elements(reduce: Callable[..., Tensor], x: Interval, dim: Any, keepdim
     x = truth(x)
     bounds = x.expanded() if x.is_empty_tensor else (x.lower, x.upper)
     surely, possibly = (reduce(b) if dim is None else reduce(b, dim, keepdim) for b in bounds)
-    full = torch.empty(x.shape, dtype=torch.bool, device="meta")
-    shape = (reduce(full) if dim is None else reduce(full, dim, keepdim)).shape
     if x.is_point:
         return Interval.point(surely.to(dtype))
-    return Interval.between(surely, possibly, tuple(shape), dtype)
+    return Interval.between(surely, possibly, _reduced(x.shape, dim, keepdim), dtype)
+
+
+def _reduced(shape: Sequence[int], dim: Any, keepdim: bool) -> tuple[int, ...]:
+    rank = max(len(shape), 1)
+    chosen = range(rank) if dim is None else [dim] if isinstance(dim, int) else dim
+    gone = {number % rank for number in chosen}
+    sizes = [(1 if number in gone else size) for number, size in enumerate(shape)]
+    return tuple(size for number, size in enumerate(sizes) if keepdim or number not in gone)

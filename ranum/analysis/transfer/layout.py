@@ -283,7 +283,7 @@ def index(x: Interval, indices: Sequence[Interval | None]) -> Interval:
     """
     picks = _picks(indices)
     dims = [dim for dim, pick in enumerate(picks) if pick is not None]
-    shape = shape_after(_index, x, [pick if pick is None else _meta(pick) for pick in picks])
+    shape = _indexed_shape(x.shape, picks)
     if all(pick is None or pick.is_point for pick in picks):
         known = [None if pick is None else pick.lower for pick in picks]
         if x.is_point or any(x.lower.shape[dim] > 1 for dim in dims) or 0 in shape:
@@ -311,8 +311,14 @@ def _index(bound: Tensor, indices: Sequence[Tensor | None]) -> Tensor:
     return result
 
 
-def _meta(pick: Interval) -> Tensor:
-    return torch.empty(pick.shape, dtype=pick.dtype, device="meta")
+def _indexed_shape(shape: Sequence[int], picks: Sequence[Interval | None]) -> tuple[int, ...]:
+    """Index shapes broadcast; they take the place of adjacent dimensions, else come first."""
+    dims = [dim for dim, pick in enumerate(picks) if pick is not None]
+    chosen = shape_of(*(pick for pick in picks if pick is not None))
+    adjacent = dims == list(range(dims[0], dims[0] + len(dims)))
+    place = dims[0] if adjacent else 0
+    rest = [size for dim, size in enumerate(shape) if dim not in dims]
+    return (*rest[:place], *chosen, *rest[place:])
 
 
 def _first(pick: Interval) -> Tensor:
@@ -388,6 +394,7 @@ def masked_select(x: Interval, mask: Interval) -> Interval:
 def slice_scatter(
     x: Interval,
     src: Interval,
+    *,
     dim: int = 0,
     start: int | None = None,
     end: int | None = None,
@@ -500,7 +507,7 @@ def index_put(
     """
     picks = _picks(indices)
     known = [None if pick is None else pick.lower for pick in picks]
-    shape = shape_after(_index, x, [pick if pick is None else _meta(pick) for pick in picks])
+    shape = _indexed_shape(x.shape, picks)
     if not all(pick is None or pick.is_point for pick in picks):
         if accumulate:
             return _accumulated_somewhere(x, values, math.prod(shape))
