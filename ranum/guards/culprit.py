@@ -511,7 +511,9 @@ def _eager() -> Iterator[None]:
     if "torch._dynamo" not in sys.modules:  # costs seconds to import; absent, nothing is compiled
         yield
         return
-    with torch.compiler.set_stance("force_eager"):
+    with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
+        # The hooks of `module_scope` are global, for the time of the replay.
+        warnings.filterwarnings("ignore", "Using `torch.compile", UserWarning)
         yield
 
 

@@ -497,3 +497,20 @@ def test_mixed_precision():
 
     culprit = find_culprit(run, model=model, batch=x)
     assert (culprit.op, culprit.outcome) == ("addmm", "Inf")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compiled_model():
+    model = nn.Sequential(nn.Identity(), Layer(lambda w: torch.sqrt(w) + 0, [0.0, 1.0]))
+    compiled = torch.compile(model, backend="eager")
+    x = torch.ones(2)
+    compiled(x).sum().backward()
+
+    def run():
+        loss = compiled(x).sum()
+        loss.backward()
+        return loss
+
+    culprit = find_culprit(run, model=compiled, batch=x)
+    assert (culprit.op, culprit.phase) == ("sqrt", "backward")
+    assert culprit.source.expression == "torch.sqrt(w)"
