@@ -54,7 +54,8 @@ class Source:
         end_column: Column after the last one; -1 when unknown.
         function: Qualified name of the function that holds the expression.
         module: Path of the innermost `nn.Module` running, "" for the root, None outside one.
-        text: The expression as it stood when it ran; a live patch may change the line later.
+        lines: The lines of the expression as they stood when it ran; a live patch may change
+            them later. Empty where they could not be read.
     """
 
     file: str
@@ -64,12 +65,13 @@ class Source:
     end_column: int
     function: str = ""
     module: str | None = None
-    text: str = field(default="", compare=False)
+    lines: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def expression(self) -> str:
         """The source text of the expression, or "" where the source cannot be read."""
-        return self.text or _segment(self.file, self.line, self.end_line, self.column, self.end_column)
+        lines = self.lines or source_lines(self.file, self.line, self.end_line)
+        return _segment(lines, self.column, self.end_column)
 
     @property
     def location(self) -> str:
@@ -125,7 +127,7 @@ def user_source(start: FrameType | None = None) -> Source:
     frame: FrameType | None = start if start is not None else sys._getframe(1)
     while frame is not None:
         code = frame.f_code
-        if _is_user_file(code.co_filename):
+        if is_user_file(code.co_filename):
             return _source_of(code, code.co_filename, frame.f_lasti, current_module())
         frame = frame.f_back
     return UNKNOWN
@@ -136,7 +138,7 @@ def traceback_source(traceback: Any) -> Source:
     found = UNKNOWN
     while traceback is not None:
         code = traceback.tb_frame.f_code
-        if _is_user_file(code.co_filename):
+        if is_user_file(code.co_filename):
             found = _source_of(code, code.co_filename, traceback.tb_lasti, None)
         traceback = traceback.tb_next
     return found
@@ -158,7 +160,7 @@ def _source_of(code: CodeType, file: str, lasti: int, module: str | None) -> Sou
         end_column=end,
         function=code.co_qualname,
         module=module,
-        text=_segment(path, first, last, start, end),
+        lines=source_lines(path, first, last),
     )
 
 
@@ -175,7 +177,8 @@ def _absolute(file: str) -> str:
 
 
 @lru_cache(maxsize=4096)
-def _is_user_file(file: str) -> bool:
+def is_user_file(file: str) -> bool:
+    """True for code outside torch, Lightning, Ranum and the standard library."""
     if file.startswith("<"):
         # `<stdin>`, `<ipython-input-3>` are a user's; `<frozen ...>`, `<string>`,
         # `<eval_with_key>` are machinery (generated dataclass or fx code).
@@ -189,21 +192,23 @@ def _is_user_file(file: str) -> bool:
     return not path.startswith(_STDLIB)
 
 
-def _segment(file: str, line: int, end_line: int, column: int, end_column: int) -> str:
-    if line <= 0:
-        return ""
+def source_lines(file: str, first: int, last: int) -> tuple[str, ...]:
+    """Lines of a file as they are now, without their ends; empty if they cannot be read."""
     lines = linecache.getlines(file)
-    if line > len(lines):
+    if not 0 < first <= len(lines):
+        return ()
+    return tuple(line.rstrip("\r\n") for line in lines[first - 1 : last])
+
+
+def _segment(lines: tuple[str, ...], column: int, end_column: int) -> str:
+    if not lines:
         return ""
     if column < 0 or end_column < 0:
-        return lines[line - 1].strip()
-    wanted = [text.encode() for text in lines[line - 1 : end_line]]
-    if not wanted:
-        return ""
+        return lines[0].strip()
+    wanted = [line.encode() for line in lines]
     wanted[-1] = wanted[-1][:end_column]
     wanted[0] = wanted[0][column:]
-    text = b"".join(wanted).decode(errors="replace").strip()
-    return _one_line(text)
+    return _one_line(b"\n".join(wanted).decode(errors="replace").strip())
 
 
 def _one_line(text: str) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from ranum.errors import ArgumentError, RanumWarning
+from ranum.guards.symptoms import CODES
 from ranum.guards.types import Culprit, Finding, Reading
 
 if TYPE_CHECKING:
@@ -75,7 +76,8 @@ class Skip:
     """Leaves the batch out: weights, moments and statistics are as if it had never come.
 
     Fits a fault whose culprit is the batch itself, and a fault without a culprit that comes
-    alone. Not an operator's: the weights that led there would lead there again.
+    alone. Not an operator's: the weights that led there would lead there again. Nor one that
+    is about the run rather than a step (`Symptom.is_of_run`).
 
     Args:
         limit: Most steps left out in a row; a data set that is bad throughout must not be
@@ -101,6 +103,8 @@ class Skip:
     def apply(self, fault: Fault, guard: Guard) -> Outcome | None:
         """Does nothing more: the guard has left no trace of the batch."""
         culprit = fault.culprit
+        if CODES[fault.finding.code].is_of_run:
+            return None
         if culprit is None:
             incidents = guard.history.incidents
             if incidents and fault.step - incidents[-1].step <= self.apart:

@@ -66,6 +66,9 @@ def excerpt(source: Source, around: int = 0, limit: int = 12) -> tuple[Line, ...
     if not source.is_known:
         return ()
     lines = linecache.getlines(source.file)
+    if source.lines:  # as they were when they ran, whatever stands there now
+        first = source.line - 1
+        lines = [*lines[:first], *source.lines, *lines[first + len(source.lines) :]]
     if source.line > len(lines):
         return ()
     last = min(max(source.end_line, source.line), source.line + limit - 1)

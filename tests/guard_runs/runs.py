@@ -322,6 +322,20 @@ def diverging() -> Task:
     return Task(model, optimizer, lambda i: F.mse_loss(model(x), target))
 
 
+def stuck_above_start() -> Task:
+    """The clamp in front of the log keeps everything finite; the rate kills the network."""
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=30.0, momentum=0.9)
+    x, y = classes()
+
+    def step(i: int) -> Tensor:
+        pick = torch.randint(len(x), (32,))
+        p = torch.softmax(model(x[pick]), -1).clamp(min=1e-30)
+        return -(F.one_hot(y[pick], 4) * torch.log(p)).sum(-1).mean()
+
+    return Task(model, optimizer, step)
+
+
 def wide_initialisation() -> Task:
     """Eight layers with weights of standard deviation 0.5, under gradient descent."""
     model = mlp(depth=8, width=128)
@@ -400,5 +414,6 @@ SICK = {
     "RN205": (Run("swinging", swinging, 360), Run("swinging_sgd", swinging_sgd, 360)),
     "RN206": (Run("tiny_rate", tiny_rate, 560), Run("tiny_rate_adam", tiny_rate_adam, 560)),
     "RN207": (Run("corrupt_batch", corrupt_batch, CORRUPT_STEP + 1),),
+    "RN208": (Run("stuck_above_start", stuck_above_start, 120),),
 }
 """By code: runs that show the symptom."""

@@ -389,8 +389,15 @@ def test_reset_forgets_a_step_and_what_came_after():
     with pytest.raises(LookupError):
         _ = whole.latest
     whole.reset(5)
-    assert whole.start is None
+    assert whole.start == kept.start  # of the untrained model: known for good
     assert len(whole.losses) == 5
+    short = Window()
+    for one in run[:10]:
+        short.add(one)
+    short.reset(5)
+    for one in run[5:20]:
+        short.add(one)
+    assert short.start is None  # 15 readings in the past, the latest one is not among them
 
 
 # --- monitor -------------------------------------------------------------------------------
@@ -516,6 +523,7 @@ def test_default_codes_are_stable():
         ("RN205", "OscillatingLoss"),
         ("RN206", "SlowConvergence"),
         ("RN207", "LossSpike"),
+        ("RN208", "Diverged"),
     ]
 
 

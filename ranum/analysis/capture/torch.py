@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from ranum.analysis.capture.program import Program
 from ranum.errors import ArgumentError
+from ranum.source import is_user_file
 
 
 def module_program(
@@ -121,16 +122,24 @@ def _free_tensors(function: Callable[..., Any]) -> Iterator[tuple[str, Tensor]]:
             yield name, value
 
 
-def _free_values(function: Callable[..., Any]) -> Iterator[tuple[str, Any]]:
+def _free_values(
+    function: Callable[..., Any], seen: set[int] | None = None
+) -> Iterator[tuple[str, Any]]:
+    """What a function reads from outside, and what the functions it calls read, by name."""
+    seen = set() if seen is None else seen
     owner = getattr(function, "__self__", None)
-    if owner is not None:
+    if owner is not None and id(owner) not in seen:
+        seen.add(id(owner))
         yield "self", owner
-        if not isinstance(owner, nn.Module):
-            yield from vars(owner).items() if hasattr(owner, "__dict__") else ()
+        if not isinstance(owner, nn.Module) and hasattr(owner, "__dict__"):
+            yield from vars(owner).items()
     plain = inspect.unwrap(getattr(function, "__func__", function))
     code = getattr(plain, "__code__", None)
-    if code is None:
+    if code is None or id(code) in seen or not is_user_file(code.co_filename):
         return
+    seen.add(id(code))
     variables = inspect.getclosurevars(plain)
-    yield from variables.nonlocals.items()
-    yield from variables.globals.items()
+    for name, value in {**variables.globals, **variables.nonlocals}.items():
+        yield name, value
+        if inspect.isroutine(value):
+            yield from _free_values(value, seen)

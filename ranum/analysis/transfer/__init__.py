@@ -5,6 +5,7 @@ from __future__ import annotations
 from ranum.analysis.transfer import (
     activations,
     attention,
+    backward,
     comparison,
     contraction,
     creation,
@@ -24,6 +25,7 @@ __all__ = [
     "Rule",
     "activations",
     "attention",
+    "backward",
     "comparison",
     "contraction",
     "creation",

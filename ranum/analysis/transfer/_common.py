@@ -159,7 +159,7 @@ class Box:
     def interval(self, shape: Sequence[int], dtype: torch.dtype) -> Interval:
         """As an `Interval` of a tensor, rounded outward into its dtype."""
         lower, upper = (_ranked(bound, len(shape)) for bound in (self.lower, self.upper))
-        lower, upper = torch.broadcast_tensors(lower, upper)  # type: ignore[no-untyped-call]
+        lower, upper = torch.broadcast_tensors(lower, upper)
         return outward(lower, upper, shape, dtype, self.may_nan)
 
     # --- asking ----------------------------------------------------------------------------

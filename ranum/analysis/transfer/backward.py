@@ -1153,7 +1153,7 @@ def _scaled_dot_product_efficient_attention_backward(
 
 
 def _backward_through_time(
-    steps: int, width: float, grad: float, grad_h: float, grad_c: float, cell: float
+    steps: int, width: float, grads: Sequence[float], cell: float
 ) -> tuple[float, float, float, float]:
     """Largest sums of |gate gradients| per step and unit of an LSTM, going backwards.
 
@@ -1164,6 +1164,7 @@ def _backward_through_time(
     Returns:
         The largest and the summed gate gradients, and those of h_0 and c_0.
     """
+    grad, grad_h, grad_c = grads
     dh, dc, top, total = grad_h + grad, grad_c, 0.0, 0.0
     for step in range(steps):
         dc = dc + dh
@@ -1211,7 +1212,7 @@ def mkldnn_rnn_layer_backward(
     recurrent = hidden_size * Box.of(weight2).peak
     slack = 1.001 + sum_error(64 * (hidden_size + steps), box.dtype)
     top, total, to_h, to_c = _backward_through_time(
-        steps, recurrent * slack, *sizes, cell=Box.of(cx_tmp).peak
+        steps, recurrent * slack, sizes, Box.of(cx_tmp).peak
     )
     gates = batch * total * (1 + sum_error(batch * steps + 64, box.dtype))
     bounds = (

@@ -20,6 +20,7 @@ from ranum.guards.symptoms.base import (
     explain,
     register,
 )
+from ranum.guards.symptoms.diverged import Diverged
 from ranum.guards.symptoms.dying_relu import DyingReLU
 from ranum.guards.symptoms.exploding_gradient import ExplodingGradient
 from ranum.guards.symptoms.loss_spike import LossSpike
@@ -30,6 +31,7 @@ from ranum.guards.symptoms.vanishing_gradient import VanishingGradient
 
 __all__ = [
     "CODES",
+    "Diverged",
     "DyingReLU",
     "ExplodingGradient",
     "LossSpike",
@@ -60,4 +62,5 @@ def default_symptoms() -> tuple[Symptom, ...]:
         OscillatingLoss(),
         SlowConvergence(),
         LossSpike(),
+        Diverged(),
     )

@@ -246,7 +246,10 @@ class Window:
             self._samples.append(reading)
 
     def reset(self, to_step: int) -> None:
-        """Forgets the readings of `to_step` and later: training continues from there."""
+        """Forgets the readings of `to_step` and later: training continues from there.
+
+        The start of the run, once known, stays known.
+        """
         if self._latest is not None:
             self._fold(self._latest)
             self._latest = None
@@ -255,9 +258,8 @@ class Window:
         self.trend.forget(to_step)
         while self._samples and self._samples[-1].step >= to_step:
             self._samples.pop()
-        kept = [(step, loss) for step, loss in self._first if step < to_step]
-        if len(kept) < len(self._first):
-            self._first, self._start = kept, None
+        if self.start is None:
+            self._first = [(step, loss) for step, loss in self._first if step < to_step]
         self._first_norms = [(step, norm) for step, norm in self._first_norms if step < to_step]
 
     def _fold(self, reading: Reading) -> None:
@@ -300,6 +302,8 @@ class Symptom:
     """"step": can judge every reading; "sample": only those with per-layer statistics."""
     every: ClassVar[int] = 1
     """Readings between two checks; more than 1 for rules over slow trends."""
+    is_of_run: ClassVar[bool] = False
+    """True if leaving out one batch cannot help: the finding is about the run, not a step."""
 
     def check(self, window: Window) -> Finding | None:
         """The finding for the latest reading, or None."""

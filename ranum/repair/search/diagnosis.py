@@ -85,6 +85,7 @@ _COOL = (*_rate(0.1, 0.01), _USUAL, _ADAM, _FRESH)
 EDITS: Mapping[str, tuple[Edit, ...]] = {
     "NonFinite": (*_COOL, *_REDRAW, *_set("activation", "SELU", "Tanh")),
     "ExplodingGradient": (*_COOL, *_REDRAW, *_set("activation", "SELU", "ReLU", "Tanh")),
+    "Diverged": (*_COOL, *_REDRAW, *_set("activation", "SELU", "ReLU", "Tanh")),
     "LossSpike": (*_COOL, *_LARGER_BATCH),
     "OscillatingLoss": (*_rate(0.1), _ADAM, *_rate(0.01), *_LARGER_BATCH, *_REDRAW),
     "VanishingGradient": (
