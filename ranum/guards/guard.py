@@ -270,7 +270,8 @@ class Guard:
             return
         self._is_open = True
         self._contained("snapshots", self._prepare)
-        self._contained(_ALL, self._watch)
+        if self._reader.is_sampled(self._step):
+            self._contained(_ALL, self._watch)
 
     def decide(self, loss: Tensor | float | None = None, *, epoch: int = 0) -> Decision:
         """Call after the backward pass, with unscaled, unclipped gradients, before the step.
@@ -607,7 +608,10 @@ class Step:
 
 
 class _Health:
-    """Whether training goes well enough for a snapshot: settled, and near its best loss."""
+    """Whether training goes well enough for a snapshot.
+
+    It has settled, and its loss is near its best and not far above that of the first step.
+    """
 
     def __init__(self) -> None:
         self._good = 0
@@ -630,6 +634,8 @@ class _Health:
         loss = reading.loss
         if loss is None:
             return
+        if math.isinf(self._first):
+            self._first = loss
         if self._mean is None:
             self._mean = loss
         self._deviation = SMOOTHING * self._deviation + (1 - SMOOTHING) * abs(loss - self._mean)
