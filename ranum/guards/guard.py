@@ -620,10 +620,19 @@ class _Health:
         self._deviation = 0.0
         self._best = math.inf
         self._margin = 0.0
+        self._first: float | None = None
 
     @property
     def is_good(self) -> bool:
-        return self._good >= SETTLED and self._far == 0
+        return self._good >= SETTLED and self._far == 0 and not self._is_above_first
+
+    @property
+    def _is_above_first(self) -> bool:
+        """True if the loss is far above the untrained model's, however settled it is."""
+        if self._mean is None or self._first is None:
+            return False
+        margin = max(FAR_ABOVE * abs(self._first), NOISE * self._deviation)
+        return self._mean - self._first > margin
 
     def see(self, reading: Reading) -> None:
         """Takes up a step without a fault."""
@@ -634,7 +643,7 @@ class _Health:
         loss = reading.loss
         if loss is None:
             return
-        if math.isinf(self._first):
+        if self._first is None:
             self._first = loss
         if self._mean is None:
             self._mean = loss

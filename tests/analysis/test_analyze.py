@@ -118,7 +118,8 @@ def test_integers_and_random_numbers():
 
 def test_results_are_plain_data():
     model = nn.Linear(3, 2)
-    analysis = analyze(lambda x: torch.log(torch.softmax(model(x), -1)).mean(), X, confirm=True)
+    step = lambda x: torch.log(torch.softmax(model(x), -1)).mean()  # noqa: E731
+    analysis = analyze(step, X, weights=100.0, confirm=True)
     text = json.dumps(analysis.to_dict())
     assert "RN101" in text
 
@@ -147,7 +148,7 @@ def test_a_lightning_module_is_analysed_without_a_trainer():
             self.log("loss", loss, prog_bar=True)
             return {"loss": loss}
 
-    analysis = analyze(Lit(), (X, torch.eye(2)[[0, 1, 0, 1]]))
+    analysis = analyze(Lit(), (X, torch.eye(2)[[0, 1, 0, 1]]), weights=100.0)
     assert [defect.code for defect in analysis.defects] == ["RN101"]
     assert {"batch[0]", "batch[1]"} <= set(analysis.ranges)
 

@@ -229,7 +229,7 @@ def test_no_float_value_appears_from_nowhere(name):
     for value in graph.leaves("constant"):
         if value.data is not None and value.dtype.is_floating_point:
             assert value.data.data_ptr() not in known
-    gradients = [node for node in graph.nodes if graph.values[node.outputs[0]].is_gradient]
+    gradients = [value for value in graph.values.values() if value.is_gradient]
     assert len(gradients) >= len(list(model.parameters()))
 
 

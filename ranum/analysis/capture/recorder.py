@@ -114,10 +114,10 @@ class Recorder(DispatchMode):
             return
         if not ((reads_values(op) and tainted) or is_random(func)) or not _has_tensor(result):
             return
-        returned = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        returned = _outputs(result)
         written = _written_arguments(func, bound)
         returned_ids = {id(tensor) for tensor in returned}
-        outputs = list(returned) + [tensor for tensor in written if id(tensor) not in returned_ids]
+        outputs = returned + [tensor for tensor in written if id(tensor) not in returned_ids]
         source, forward = self._place(phase, node)
         mark = {"source": source, "phase": phase, "forward": forward}
         operand_values = [
@@ -128,11 +128,13 @@ class Recorder(DispatchMode):
         slices = parts(func, bound, returned)
         if slices is not None:
             for arguments, output in zip(slices, returned, strict=True):
-                self._add_part(arguments, output, is_gradient, mark)
+                if output is not None:
+                    self._add_part(arguments, output, is_gradient, mark)
             return
-        if not outputs:
+        first = next((tensor for tensor in outputs if tensor is not None), None)
+        if first is None:
             return
-        canonical = canonicalize(func, bound, outputs[0])
+        canonical = canonicalize(func, bound, first)
         self._add(canonical, outputs, is_gradient, mark, written=written, before=before)
 
     # --- nodes ------------------------------------------------------------------------------
@@ -140,7 +142,7 @@ class Recorder(DispatchMode):
     def _add(
         self,
         canonical: Canonical,
-        outputs: Sequence[Tensor],
+        outputs: Sequence[Tensor | None],
         is_gradient: bool,
         mark: Mapping[str, Any],
         *,
@@ -156,8 +158,11 @@ class Recorder(DispatchMode):
         arguments = tree_map_only(Tensor, refer, canonical.arguments)
         index = len(self.graph.nodes)
         written_ids = {id(tensor) for tensor in written}
-        numbers = []
+        numbers: list[int | None] = []
         for tensor in outputs:
+            if tensor is None:  # masked out, as gradients nobody asked for are
+                numbers.append(None)
+                continue
             value = self._new_value(tensor, producer=index, is_gradient=is_gradient)
             self._bind(tensor, value.index, is_write=id(tensor) in written_ids)
             numbers.append(value.index)
@@ -461,6 +466,15 @@ def _is_backward_seed() -> bool:
 
 def _has_tensor(result: Any) -> bool:
     return any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)) or result is None
+
+
+def _outputs(result: Any) -> list[Tensor | None]:
+    """Tensors an operator returned, in order; None where it returned something else."""
+    leaves = list(result) if isinstance(result, (tuple, list)) else [result]
+    flat: list[Any] = []
+    for leaf in leaves:
+        flat += leaf if isinstance(leaf, (tuple, list)) else [leaf]
+    return [leaf if isinstance(leaf, Tensor) else None for leaf in flat]
 
 
 def _geometry(tensor: Tensor) -> Geometry:
