@@ -129,12 +129,12 @@ class Interval:
     @property
     def low(self) -> float:
         """Smallest lower bound over all elements; inf for an empty tensor."""
-        return math.inf if self.lower.numel() == 0 else float(self.lower.min())
+        return math.inf if self.is_empty_tensor else float(self.lower.min())
 
     @property
     def high(self) -> float:
         """Largest upper bound over all elements; -inf for an empty tensor."""
-        return -math.inf if self.upper.numel() == 0 else float(self.upper.max())
+        return -math.inf if self.is_empty_tensor else float(self.upper.max())
 
     @property
     def may_posinf(self) -> bool:
@@ -163,7 +163,8 @@ class Interval:
 
     def contains_zero(self) -> bool:
         """True if some element can be exactly 0."""
-        return bool(((self.lower <= 0) & (self.upper >= 0)).any())
+        crossing = (self.lower <= 0) & (self.upper >= 0)
+        return not self.is_empty_tensor and bool(crossing.any())
 
     def contains(self, data: Tensor) -> bool:
         """True if concrete data of the bounded tensor's shape lies inside."""

@@ -327,9 +327,10 @@ def _compare(
     if len(bounds) != len(results):
         raise AssertionError(f"{case.op}: {len(bounds)} intervals, {len(results)} results")
     for index, (bound, result) in enumerate(zip(bounds, results, strict=True)):
-        if index not in case.ignore and isinstance(result, Tensor):
-            fault = _fault(bound, result)
-            assert not fault, (
+        if index in case.ignore or not isinstance(result, Tensor):
+            continue
+        if fault := _fault(bound, result):
+            raise AssertionError(
                 f"{case.op}, output {index}: {fault}\n  boxes {_shown(symbolic)}\n"
                 f"  drawn {dict(arguments)}"
             )
@@ -348,10 +349,14 @@ def _fault(bound: Any, result: Tensor) -> str:
     if _is_nan(bound.lower) or _is_nan(bound.upper):
         return "NaN in a bound"
     if not bound.contains(result):
-        return (
-            f"torch gave\n{result}\n  outside\n{bound.lower}\n{bound.upper}\n"
-            f"  may_nan={bound.may_nan}"
+        low, high = bound.expanded()
+        wrong = ~((result >= low) & (result <= high))
+        wrong &= ~(result.isnan() & bound.may_nan)
+        rows = zip(result[wrong].tolist(), low[wrong].tolist(), high[wrong].tolist(), strict=True)
+        values = "; ".join(
+            f"{value!r} outside [{least!r}, {most!r}]" for value, least, most in rows
         )
+        return f"torch gave {values}; may_nan={bound.may_nan}"
     return ""
 
 

@@ -87,14 +87,14 @@ def hardsigmoid(x: Interval) -> Interval:
 
 @transfer("hardswish")
 def hardswish(x: Interval) -> Interval:
-    """X min(max(x + 3, 0), 6) / 6: least at -1.5, where it is -0.375; NaN at -inf."""
+    """`x min(max(x + 3, 0), 6) / 6`: least at -1.5, where it is -0.375; NaN at -inf."""
     knots = [(-3, 0), (-1.5, -0.375)]
     return bent(F.hardswish, x, knots, at_infinity=_RISING_TO_INFINITY, absolute=4)
 
 
 @transfer("leaky_relu")
 def leaky_relu(x: Interval, negative_slope: float = 0.01) -> Interval:
-    """X above 0, negative_slope x below; turns at 0 where the slope is negative."""
+    """`x` above 0, `negative_slope x` below; turns at 0 where the slope is negative."""
 
     def function(data: Tensor) -> Tensor:
         return F.leaky_relu(data, negative_slope)
@@ -104,7 +104,7 @@ def leaky_relu(x: Interval, negative_slope: float = 0.01) -> Interval:
 
 @transfer("_prelu_kernel")
 def prelu(x: Interval, weight: Interval) -> Interval:
-    """X above 0, weight x below."""
+    """`x` above 0, `weight x` below."""
     below = mul(clamp(x, None, 0), weight)
     crossing = torch.maximum(below.upper, x.upper)
     return Interval.between(
@@ -129,7 +129,7 @@ def elu(x: Interval, alpha: float = 1, scale: float = 1, input_scale: float = 1)
 
 @transfer("gelu")
 def gelu(x: Interval, approximate: str = "none") -> Interval:
-    """X Phi(x): falls to -0.17 at -0.75, then rises; NaN at -inf."""
+    """`x Phi(x)`: falls to -0.17 at -0.75, then rises; NaN at -inf."""
 
     def function(data: Tensor) -> Tensor:
         return F.gelu(data, approximate=approximate)
@@ -140,19 +140,19 @@ def gelu(x: Interval, approximate: str = "none") -> Interval:
 
 @transfer("silu")
 def silu(x: Interval) -> Interval:
-    """X sigmoid(x): falls to -0.28 at -1.28, then rises; NaN at -inf."""
+    """`x sigmoid(x)`: falls to -0.28 at -1.28, then rises; NaN at -inf."""
     return bent(F.silu, x, [_SILU_LEAST], at_infinity=_RISING_TO_INFINITY)
 
 
 @transfer("mish")
 def mish(x: Interval) -> Interval:
-    """X tanh(softplus(x)): falls to -0.31 at -1.19, then rises; NaN at -inf."""
+    """`x tanh(softplus(x))`: falls to -0.31 at -1.19, then rises; NaN at -inf."""
     return bent(F.mish, x, [_MISH_LEAST], at_infinity=_RISING_TO_INFINITY, absolute=2)
 
 
 @transfer("threshold")
 def threshold(x: Interval, threshold: float, value: float) -> Interval:
-    """X above the threshold, else `value`; NaN passes."""
+    """`x` above the threshold, else `value`; NaN passes."""
     if x.is_point:
         return Interval.point(F.threshold(x.lower, threshold, value))
     replaced, kept = x.lower <= threshold, x.upper > threshold

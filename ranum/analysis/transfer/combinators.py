@@ -89,6 +89,13 @@ def has_infinity(operand: Operand) -> Tensor:
     return low.isinf() | high.isinf()
 
 
+def seen(operand: Operand, dtype: torch.dtype) -> Interval:
+    """The operand as a kernel for `dtype` sees it: numbers and wider tensors may overflow."""
+    if isinstance(operand, Interval):
+        return converted(operand, dtype) if dtype.is_floating_point else operand
+    return Interval.point(torch.tensor(operand, dtype=dtype))
+
+
 def is_possible(condition: Tensor) -> bool:
     """True if a condition holds in some block."""
     return bool(condition.any())

@@ -32,31 +32,31 @@ from ranum.analysis.transfer.selection import truth
 
 @transfer("lt")
 def lt(x: Interval, other: Operand) -> Interval:
-    """X < other: surely if all of x lies below, possibly if some of it does."""
+    """`x < other`: surely if all of x lies below, possibly if some of it does."""
     return _ordered(torch.lt, x, other, below=True)
 
 
 @transfer("le")
 def le(x: Interval, other: Operand) -> Interval:
-    """X <= other."""
+    """`x <= other`."""
     return _ordered(torch.le, x, other, below=True)
 
 
 @transfer("gt")
 def gt(x: Interval, other: Operand) -> Interval:
-    """X > other."""
+    """`x > other`."""
     return _ordered(torch.gt, x, other, below=False)
 
 
 @transfer("ge")
 def ge(x: Interval, other: Operand) -> Interval:
-    """X >= other."""
+    """`x >= other`."""
     return _ordered(torch.ge, x, other, below=False)
 
 
 @transfer("eq")
 def eq(x: Interval, other: Operand) -> Interval:
-    """X == other: surely for two equal numbers, possibly if the intervals meet."""
+    """`x == other`: surely for two equal numbers, possibly if the intervals meet."""
     if is_known(x, other):
         return monotone(torch.eq, x, other)
     surely, possibly = _meeting(x, other)
@@ -65,7 +65,7 @@ def eq(x: Interval, other: Operand) -> Interval:
 
 @transfer("ne")
 def ne(x: Interval, other: Operand) -> Interval:
-    """X != other: not `eq`, and true for NaN."""
+    """`x != other`: not `eq`, and true for NaN."""
     if is_known(x, other):
         return monotone(torch.ne, x, other)
     surely, possibly = _meeting(x, other)

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from ranum.analysis.interval import Interval
 from ranum.analysis.transfer.combinators import (
+    HALF_PRECISION,
+    ULPS,
     Operand,
     bent,
     coarsened,
@@ -33,6 +35,7 @@ from ranum.analysis.transfer.combinators import (
     lower,
     may_nan,
     monotone,
+    seen,
     shape_of,
     unbounded_where,
     union,
@@ -42,33 +45,35 @@ from ranum.analysis.transfer.combinators import (
 )
 from ranum.analysis.transfer.registry import transfer
 
+EXPONENT_ULPS = 50
+"""Error of a power whose exponent has to be rounded to float32.
+
+It is |log result| u relatively, at most 88.7 / 2 units in the last place, and the power's own."""
+
+
 # --- sums ----------------------------------------------------------------------------------
 
 
 @transfer("add")
 def add(x: Operand, other: Operand, alpha: float = 1) -> Interval:
-    """X + alpha other, rising in both for alpha > 0; NaN from inf - inf."""
+    """`x + alpha other`, rising in both for alpha > 0; NaN from inf - inf."""
     if alpha != 1:
         return converted_back(add(working(x), _scaled(other, alpha, x)), x, other)
     result = monotone(operator.add, x, other)
     if wraps(operator.add, result, x, other):
         return Interval.top(result.shape, result.dtype)
-    undefined = (upper(x) == math.inf) & (lower(other) == -math.inf)
-    undefined |= (lower(x) == -math.inf) & (upper(other) == math.inf)
-    return result.with_nan(result.may_nan or is_possible(undefined))
+    return result.with_nan(result.may_nan or _may_cancel(x, other, result.dtype, -1))
 
 
 @transfer("sub")
 def sub(x: Operand, other: Operand, alpha: float = 1) -> Interval:
-    """X - alpha other; NaN from inf - inf."""
+    """`x - alpha other`; NaN from inf - inf."""
     if alpha != 1:
         return converted_back(sub(working(x), _scaled(other, alpha, x)), x, other)
     result = monotone(operator.sub, x, other, falling=(1,))
     if wraps(operator.sub, result, x, other):
         return Interval.top(result.shape, result.dtype)
-    undefined = (upper(x) == math.inf) & (upper(other) == math.inf)
-    undefined |= (lower(x) == -math.inf) & (lower(other) == -math.inf)
-    return result.with_nan(result.may_nan or is_possible(undefined))
+    return result.with_nan(result.may_nan or _may_cancel(x, other, result.dtype, 1))
 
 
 @transfer("rsub")
@@ -77,8 +82,18 @@ def rsub(x: Interval, other: Operand, alpha: float = 1) -> Interval:
     return sub(other, x, alpha)
 
 
+def _may_cancel(x: Operand, other: Operand, dtype: torch.dtype, sign: int) -> bool:
+    """True if x can be infinite while `other` is infinite with the same sign, times `sign`."""
+    if not dtype.is_floating_point:
+        return False
+    x, other = seen(x, dtype), seen(other, dtype)
+    low, high = (other.lower, other.upper) if sign > 0 else (-other.upper, -other.lower)
+    both = (x.upper == math.inf) & (high == math.inf)
+    return is_possible(both | (x.lower == -math.inf) & (low == -math.inf))
+
+
 def _scaled(x: Operand, factor: float, beside: Operand) -> Operand:
-    """X times a number, for kernels that round the factor or the product, or fuse the sum."""
+    """`factor x`, for kernels that round the factor or the product, or fuse the sum."""
     if not isinstance(x, Interval):
         x = Interval.point(torch.tensor(x, dtype=dtype_of(x, beside)))
     product = mul(working(x), factor)
@@ -105,18 +120,19 @@ def promoted(*operands: Operand) -> torch.dtype:
 
 @transfer("mul")
 def mul(x: Operand, other: Operand) -> Interval:
-    """X other: extremes at the corners of the box; NaN from 0 * inf."""
+    """`x other`: extremes at the corners of the box; NaN from 0 * inf."""
     known = is_known(x, other)
     result = (monotone if known else corners)(operator.mul, x, other)
     if wraps(operator.mul, result, x, other):
         return Interval.top(result.shape, result.dtype)
+    x, other = seen(x, result.dtype), seen(other, result.dtype)
     undefined = (has_zero(x) & has_infinity(other)) | (has_infinity(x) & has_zero(other))
     return result.with_nan(result.may_nan or is_possible(undefined))
 
 
 @transfer("div", domain="nonzero")
 def div(x: Interval, other: Operand, rounding_mode: str | None = None) -> Interval:
-    """X / other: extremes at the corners where other keeps its sign.
+    """`x / other`: extremes at the corners where other keeps its sign.
 
     A divisor that can be 0 gives [-inf, inf], also when it ends at 0: a bound of 0 stands
     for both zeros, and x / -0.0 has the opposite sign. NaN from 0 / 0 and inf / inf.
@@ -125,9 +141,11 @@ def div(x: Interval, other: Operand, rounding_mode: str | None = None) -> Interv
         return _rounded_quotient(x, other, rounding_mode)
     if is_known(x, other):
         return monotone(torch.div, x, other)
+    result = corners(torch.div, x, other)
+    x, other = seen(x, result.dtype), seen(other, result.dtype)
     zero = has_zero(other)
     undefined = (has_zero(x) & zero) | (has_infinity(x) & has_infinity(other))
-    result = unbounded_where(zero, corners(torch.div, x, other))
+    result = unbounded_where(zero, result)
     return result.with_nan(result.may_nan or is_possible(undefined))
 
 
@@ -147,15 +165,19 @@ def _rounded_quotient(x: Interval, other: Operand, rounding_mode: str) -> Interv
         return Interval.top(result.shape, dtype)
     if not dtype.is_floating_point:
         return result
+    x, other = seen(x, dtype), seen(other, dtype)
+    zero, endless = has_zero(other), has_infinity(other)
     undefined = (has_zero(x) & zero) | has_infinity(x)
-    result = result.with_nan(result.may_nan or is_possible(undefined))
-    if rounding_mode == "trunc":
-        return unbounded_where(zero, result)
-    # torch derives the floor from fmod: exact while below 1 / eps, else off by an ulp.
+    nan = result.may_nan or is_possible(undefined)
+    # The floor is derived from fmod and may be off by an ulp; a kernel for half precision
+    # may round the quotient before it truncates it.
     result = inexact(result, 1)
-    low = result.lower - has_infinity(other).to(dtype)
-    result = Interval.between(low, result.upper, result.shape, dtype, result.may_nan)
-    return unbounded_where(zero | has_infinity(x), result)
+    less = endless.to(dtype) if rounding_mode == "floor" else torch.zeros((), dtype=dtype)
+    step = 1 if dtype in HALF_PRECISION else 0
+    result = Interval.between(
+        result.lower - less - step, result.upper + step, result.shape, dtype, nan
+    )
+    return unbounded_where(zero | undefined, result)
 
 
 @transfer("reciprocal", domain="nonzero")
@@ -169,7 +191,7 @@ def reciprocal(x: Interval) -> Interval:
 
 @transfer("addcmul")
 def addcmul(x: Interval, tensor1: Interval, tensor2: Interval, value: float = 1) -> Interval:
-    """X + value tensor1 tensor2, rounded two or three times, or fused."""
+    """`x + value tensor1 tensor2`, rounded two or three times, or fused."""
     product = inexact(mul(working(tensor1), working(tensor2)), 2)
     if value != 1:
         product = inexact(mul(product, value), 2)
@@ -178,7 +200,7 @@ def addcmul(x: Interval, tensor1: Interval, tensor2: Interval, value: float = 1)
 
 @transfer("addcdiv", domain="nonzero")
 def addcdiv(x: Interval, tensor1: Interval, tensor2: Interval, value: float = 1) -> Interval:
-    """X + value tensor1 / tensor2, rounded two or three times, or fused."""
+    """`x + value tensor1 / tensor2`, rounded two or three times, or fused."""
     dividend = converted(tensor1, promoted(working(tensor1), 1.0))
     if value != 1:
         dividend = inexact(mul(dividend, value), 2)
@@ -188,7 +210,7 @@ def addcdiv(x: Interval, tensor1: Interval, tensor2: Interval, value: float = 1)
 
 @transfer("lerp")
 def lerp(x: Interval, end: Interval, weight: Operand) -> Interval:
-    """X + weight (end - x): between x and end for weights in [0, 1] where end - x is finite.
+    """`x + weight (end - x)`: between x and end for weights in [0, 1] where end - x is finite.
 
     torch computes x + w (end - x) for |w| < 0.5 and end - (end - x) (1 - w) above.
     """
@@ -210,7 +232,7 @@ def lerp(x: Interval, end: Interval, weight: Operand) -> Interval:
 
 @transfer("remainder")
 def remainder(x: Operand, other: Operand) -> Interval:
-    """X mod other, with the sign of `other`: in [0, other]; NaN for other = 0 or infinite x."""
+    """`x mod other`, with the sign of `other`: in [0, other]; NaN for other = 0 or infinite x."""
     if not (dtype := dtype_of(x, other)).is_floating_point and is_possible(has_zero(other)):
         return Interval.top(shape_of(x, other), dtype)
     if is_known(x, other):
@@ -221,7 +243,7 @@ def remainder(x: Operand, other: Operand) -> Interval:
 
 @transfer("fmod")
 def fmod(x: Interval, other: Operand) -> Interval:
-    """X mod other, with the sign of x: no larger than either; NaN as in `remainder`."""
+    """`x mod other`, with the sign of x: no larger than either; NaN as in `remainder`."""
     if not (dtype := dtype_of(x, other)).is_floating_point and is_possible(has_zero(other)):
         return Interval.top(shape_of(x, other), dtype)
     if is_known(x, other):
@@ -346,7 +368,14 @@ def _fractional_power(x: Interval, exponent: float) -> Interval:
         result = Interval.full(0, math.inf, x.shape, x.dtype)
         return result.with_nan(x.may_nan or math.isnan(exponent))
     rule = increasing if exponent > 0 else decreasing
-    result = rule(lambda base: base.pow(exponent), x, domain=(0, math.inf), image=(0, math.inf))
+    is_exact = torch.tensor(exponent, dtype=x.dtype).item() == exponent
+    result = rule(
+        lambda base: base.pow(exponent),
+        x,
+        domain=(0, math.inf),
+        image=(0, math.inf),
+        ulps=ULPS if is_exact else EXPONENT_ULPS,
+    )
     low, high, endless = result.lower, result.upper, x.lower == -math.inf
     if exponent > 0:
         high = high.masked_fill(endless, math.inf)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ranum.analysis.interval import Interval
 from ranum.analysis.transfer.combinators import (
+    HALF_PRECISION,
     Operand,
     bent,
     coarsened,
@@ -23,6 +24,7 @@ from ranum.analysis.transfer.combinators import (
     decreasing,
     floating,
     has_infinity,
+    has_zero,
     increasing,
     inexact,
     is_possible,
@@ -104,14 +106,15 @@ def logit(x: Interval, eps: float | None = None) -> Interval:
 
 @transfer("xlogy")
 def xlogy(x: Operand, other: Operand) -> Interval:
-    """X log(other), 0 where x is 0; NaN for a negative `other` beside any other x."""
+    """`x log(other)`, 0 where x is 0; NaN for a negative `other` beside any other x."""
     dtype = torch.result_type(lower(x) * 1.0, lower(other) * 1.0)
     if not isinstance(other, Interval):
         other = Interval.point(torch.tensor(float(other), dtype=dtype))
     logarithm = log(working(floating(other)))  # type: ignore[arg-type]
     product = coarsened(corners(operator.mul, working(x), logarithm), dtype)
     nonzero = torch.as_tensor((lower(x) != 0) | (upper(x) != 0))
-    nan = may_nan(x, other) or is_possible(nonzero & (other.lower < 0))
+    undefined = nonzero & (other.lower < 0) | has_infinity(x) & has_zero(logarithm)
+    nan = may_nan(x, other) or is_possible(undefined)
     return converted(product, dtype).with_nan(nan)
 
 
@@ -198,13 +201,13 @@ def atan2(x: Interval, other: Interval) -> Interval:
 
 @transfer("deg2rad")
 def deg2rad(x: Interval) -> Interval:
-    """X pi / 180, rising."""
+    """`x pi / 180`, rising."""
     return increasing(torch.deg2rad, x)
 
 
 @transfer("rad2deg")
 def rad2deg(x: Interval) -> Interval:
-    """X 180 / pi, rising."""
+    """`x 180 / pi`, rising."""
     return increasing(torch.rad2deg, x)
 
 
@@ -213,14 +216,25 @@ def rad2deg(x: Interval) -> Interval:
 
 @transfer("sinh")
 def sinh(x: Interval) -> Interval:
-    """Rising."""
-    return increasing(torch.sinh, x)
+    """Rising; infinite where a kernel's exp(x) overflows."""
+    result = increasing(torch.sinh, x)
+    limit = _exp_limit(result.dtype)
+    low = result.lower.masked_fill(x.lower < -limit, -math.inf)
+    high = result.upper.masked_fill(x.upper > limit, math.inf)
+    return Interval.between(low, high, x.shape, result.dtype, result.may_nan)
 
 
 @transfer("cosh")
 def cosh(x: Interval) -> Interval:
-    """Even, in [1, inf], least at 0."""
-    return bent(torch.cosh, x, [(0, 1)], image=(1, math.inf))
+    """Even, in [1, inf], least at 0; infinite where a kernel's exp(x) overflows."""
+    result = bent(torch.cosh, x, [(0, 1)], image=(1, math.inf))
+    limit = _exp_limit(result.dtype)
+    high = result.upper.masked_fill((x.lower < -limit) | (x.upper > limit), math.inf)
+    return Interval.between(result.lower, high, x.shape, result.dtype, result.may_nan)
+
+
+def _exp_limit(dtype: torch.dtype) -> float:
+    return math.log(torch.finfo(torch.float32 if dtype in HALF_PRECISION else dtype).max)
 
 
 @transfer("tanh")

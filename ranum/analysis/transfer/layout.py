@@ -339,7 +339,7 @@ def index_select(x: Interval, dim: int, index: Interval) -> Interval:
 
 @transfer("gather")
 def gather(x: Interval, dim: int, index: Interval, sparse_grad: bool = False) -> Interval:
-    """X at the given positions along one dimension, the same place in the others."""
+    """Elements at given positions along one dimension, the same place in the others."""
     if x.shape == () or index.shape == ():
         return _reshaped_hull(x, index.shape)
     if index.is_point and (x.is_point or x.lower.shape[dim] > 1):
@@ -400,13 +400,13 @@ def slice_scatter(
     end: int | None = None,
     step: int = 1,
 ) -> Interval:
-    """X with `src` written over a slice."""
+    """`src` written over a slice of x."""
     return _overwritten(lambda a, b: aten.slice_scatter(a, b, dim, start, end, step), x, src)
 
 
 @transfer("select_scatter")
 def select_scatter(x: Interval, src: Interval, dim: int, index: int) -> Interval:
-    """X with `src` written over one position along a dimension."""
+    """`src` written over one position of x along a dimension."""
     return _overwritten(lambda a, b: aten.select_scatter(a, b, dim, index), x, src)
 
 
@@ -428,7 +428,7 @@ def scatter(
     value: Operand | None = None,
     reduce: str | None = None,
 ) -> Interval:
-    """X with `src` or `value` written at the given positions along one dimension.
+    """`src` or `value` written at given positions of x along one dimension.
 
     Where positions repeat, any of the values written there may stay.
     """
@@ -466,7 +466,7 @@ def _extreme(x: Tensor, dim: int, index: Tensor, src: Tensor, reduction: str) ->
 
 @transfer("scatter_add")
 def scatter_add(x: Interval, dim: int, index: Interval, src: Interval) -> Interval:
-    """X plus, at each position, everything of `src` that is sent there."""
+    """Everything of `src` added to x at the position it is sent to."""
     if not x.shape:
         x, index, src = (_as_vector(item) for item in (x, index, src))
         return reshape(scatter_add(x, 0, index, src), ())
@@ -481,7 +481,7 @@ def scatter_add(x: Interval, dim: int, index: Interval, src: Interval) -> Interv
 def index_add(
     x: Interval, dim: int, index: Interval, source: Interval, alpha: float = 1
 ) -> Interval:
-    """X plus slices of `source`, each at its position along one dimension."""
+    """Slices of `source` added to x, each at its position along one dimension."""
     if alpha != 1 or not x.shape:
         return Interval.top(x.shape, x.dtype)
     if index.is_point:

@@ -118,7 +118,7 @@ def round(x: Interval, decimals: int = 0) -> Interval:
 
 @transfer("where")
 def where(condition: Interval, x: Operand, other: Operand) -> Interval:
-    """X where the condition holds, else other; their hull where it may or may not hold.
+    """`x where the condition holds`, else other; their hull where it may or may not hold.
 
     NaN comes only from a branch that can be taken.
     """
@@ -159,7 +159,7 @@ def masked_fill(x: Interval, mask: Interval, value: Operand) -> Interval:
 
 @transfer("identity")
 def identity(x: Interval) -> Interval:
-    """X."""
+    """The value itself."""
     return x
 
 
