@@ -133,15 +133,16 @@ class Rollback:
     """Goes back to a good snapshot, and on with smaller learning rates.
 
     The first fault goes back to the newest snapshot. Each further fault within `patience`
-    steps goes one deeper: an older snapshot, in the end the first state of the run.
+    steps of the rollback before goes one deeper: an older snapshot, in the end the first
+    state of the run.
 
     Args:
         learning_rate_factor: What learning rates are multiplied by, each time; in (0, 1].
             AutoTrainer and entrenar halve or decimate; a half costs least where the rate was
             not the reason.
-        limit: Most rollbacks within `patience` steps; then it is used up until they have
-            passed.
-        patience: Steps after which an earlier rollback counts as a success.
+        limit: Most rollbacks in a chain, each within `patience` steps of the one before;
+            then it is used up until so many steps have passed.
+        patience: Steps without a fault after which a rollback counts as a success.
 
     Raises:
         ArgumentError: If an argument is out of range.
@@ -171,7 +172,8 @@ class Rollback:
 
     def apply(self, fault: Fault, guard: Guard) -> Outcome | None:
         """Goes back; None if it went back too often, or there is no snapshot."""
-        recent = [step for step in self._recent if fault.step - step <= self.patience]
+        is_over = not self._recent or fault.step - self._recent[-1] > self.patience
+        recent = [] if is_over else self._recent
         if len(recent) >= self.limit:
             return None
         back_to = guard.go_back(len(recent))

@@ -152,7 +152,8 @@ def test_rollback_goes_deeper_and_is_used_up():
     assert [outcome and outcome.back_to for outcome in outcomes] == [100, 50, 0, None]
     assert guard.asked == [0, 0.1, 1, 0.1, 2, 0.1]
     assert outcomes[0].detail == "went back to step 100; learning rate x 0.1"
-    assert rollback.apply(fault(235), guard).back_to == 50  # 130 is out of patience, 140 is not
+    assert rollback.apply(fault(240), guard) is None  # still within patience of the last one
+    assert rollback.apply(fault(241), guard).back_to == 100  # a new chain
     assert Rollback(1).apply(fault(), guard).detail == "went back to step 100"
 
 
