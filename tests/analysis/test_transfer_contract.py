@@ -12,7 +12,7 @@ import ranum.analysis.transfer as _table
 from ranum.analysis.interval import Interval
 from ranum.analysis.transfer.registry import rule_for, rules
 
-EXAMPLES = 24
+EXAMPLES = 16
 
 CASES = {
     f"{table}-{number}-{case.op}": case

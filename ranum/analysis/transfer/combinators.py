@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import reduce
 from itertools import zip_longest
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, overload
 
 import torch
 from torch import Tensor
@@ -108,6 +108,10 @@ def floating(x: Interval) -> Interval:
     return converted(x, torch.get_default_dtype())
 
 
+@overload
+def working(operand: Interval) -> Interval: ...
+@overload
+def working(operand: Operand) -> Operand: ...
 def working(operand: Operand) -> Operand:
     """The dtype in which kernels compute: float32 for float16 and bfloat16."""
     if isinstance(operand, Interval) and operand.dtype in HALF_PRECISION:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import operator
+from functools import reduce
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from ranum.analysis.transfer.combinators import (
     corners,
     decreasing,
     dtype_of,
+    ends,
     floating,
     has_infinity,
     has_zero,
@@ -191,10 +193,12 @@ def reciprocal(x: Interval) -> Interval:
 
 @transfer("addcmul")
 def addcmul(x: Interval, tensor1: Interval, tensor2: Interval, value: float = 1) -> Interval:
-    """`x + value tensor1 tensor2`, rounded two or three times, or fused."""
-    product = inexact(mul(working(tensor1), working(tensor2)), 2)
+    """`x + value tensor1 tensor2`, multiplied in either order, rounded each time or fused."""
+    first, second = working(tensor1), working(tensor2)
+    product = inexact(mul(first, second), 2)
     if value != 1:
-        product = inexact(mul(product, value), 2)
+        other_order = mul(inexact(mul(first, value), 2), second)
+        product = inexact(union(mul(product, value), other_order), 2)
     return converted_back(add(working(x), product), x, tensor1, tensor2)
 
 
@@ -210,9 +214,10 @@ def addcdiv(x: Interval, tensor1: Interval, tensor2: Interval, value: float = 1)
 
 @transfer("lerp")
 def lerp(x: Interval, end: Interval, weight: Operand) -> Interval:
-    """`x + weight (end - x)`: between x and end for weights in [0, 1] where end - x is finite.
+    """`x + weight (end - x)`: rising in both for weights in [0, 1].
 
-    torch computes x + w (end - x) for |w| < 0.5 and end - (end - x) (1 - w) above.
+    torch computes it so for |w| < 0.5 and as end - (end - x) (1 - w) above. Where a weight
+    leaves [0, 1] or end - x can overflow, both formulas are bounded term by term.
     """
     start, stop, share = working(x), working(end), working(weight)
     difference = sub(stop, start)
@@ -221,13 +226,22 @@ def lerp(x: Interval, end: Interval, weight: Operand) -> Interval:
     result = union(forward, sub(stop, inexact(mul(difference, rest), 4)))
     inside = torch.as_tensor((lower(weight) >= 0) & (upper(weight) <= 1))
     inside = inside & difference.magnitude.isfinite()
-    slack = 4 * torch.finfo(result.dtype).eps * difference.magnitude
-    least = torch.minimum(lower(start), lower(stop)) - slack
-    most = torch.maximum(upper(start), upper(stop)) + slack
-    low = torch.where(inside, torch.maximum(result.lower, least), result.lower)
-    high = torch.where(inside, torch.minimum(result.upper, most), result.upper)
-    cut = Interval.between(low, high, result.shape, result.dtype, result.may_nan)
-    return converted_back(cut, x, end)
+    slack = 4 * torch.finfo(result.dtype).eps * (difference.magnitude + start.magnitude)
+    low, high = (
+        [first + part * (last - first) for part in ends(share)]
+        for first, last in ((start.lower, stop.lower), (start.upper, stop.upper))
+    )
+    return converted_back(
+        Interval.between(
+            torch.where(inside, reduce(torch.minimum, low) - slack, result.lower),
+            torch.where(inside, reduce(torch.maximum, high) + slack, result.upper),
+            result.shape,
+            result.dtype,
+            result.may_nan,
+        ),
+        x,
+        end,
+    )
 
 
 @transfer("remainder")

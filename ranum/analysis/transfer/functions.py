@@ -110,7 +110,7 @@ def xlogy(x: Operand, other: Operand) -> Interval:
     dtype = torch.result_type(lower(x) * 1.0, lower(other) * 1.0)
     if not isinstance(other, Interval):
         other = Interval.point(torch.tensor(float(other), dtype=dtype))
-    logarithm = log(working(floating(other)))  # type: ignore[arg-type]
+    logarithm = log(working(floating(other)))
     product = coarsened(corners(operator.mul, working(x), logarithm), dtype)
     nonzero = torch.as_tensor((lower(x) != 0) | (upper(x) != 0))
     undefined = nonzero & (other.lower < 0) | has_infinity(x) & has_zero(logarithm)
