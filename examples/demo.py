@@ -26,7 +26,7 @@ from rich.console import Console
 
 from ranum import RanumCallback
 
-EPOCHS = 10
+EPOCHS = 15
 WANTED = 0.95
 console = Console(highlight=False)
 
@@ -44,7 +44,8 @@ class Progress(pl.Callback):
             self.first_bad = trainer.global_step
 
     def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
-        mean = sum(self.losses) / max(len(self.losses), 1)
+        taken = [loss for loss in self.losses if math.isfinite(loss)]
+        mean = sum(taken) / len(taken) if math.isfinite(self.losses[-1]) else math.nan
         console.print(f"  epoch {trainer.current_epoch + 1:2d}   loss {mean:.4f}", style="dim")
         self.losses.clear()
 
@@ -58,7 +59,7 @@ def train(name: str, directory: Path, learning_rate: float, callbacks: list[Any]
     trainer = pl.Trainer(
         max_epochs=EPOCHS,
         accelerator="cpu",
-        callbacks=[*callbacks, progress],
+        callbacks=[progress, *callbacks],
         logger=TensorBoardLogger(directory, name=name, version=""),
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -80,17 +81,17 @@ def main() -> int:
     started = time.perf_counter()
 
     console.rule("1. LitDigits as it is")
-    before, progress = train("without", directory, 0.3, [])
+    before, progress = train("without", directory, 0.2, [])
     console.print(f"First NaN in step {progress.first_bad}; test accuracy {before:.1%}.\n")
 
     console.rule("2. The same, with callbacks=[RanumCallback()]")
     guard = RanumCallback()
-    guarded, _ = train("guarded", directory, 0.3, [guard])
+    guarded, _ = train("guarded", directory, 0.2, [guard])
     console.print(f"Test accuracy {guarded:.1%}.\n")
 
-    console.rule("3. A hopeless learning rate of 100")
+    console.rule("3. A hopeless learning rate of 10,000")
     searching = RanumCallback()
-    repaired, _ = train("repaired", directory, 100.0, [searching])
+    repaired, _ = train("repaired", directory, 1e4, [searching])
     console.print(f"Test accuracy {repaired:.1%}.\n")
 
     console.rule("What to look at")

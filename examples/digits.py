@@ -16,21 +16,21 @@ from torch.utils.data import DataLoader, TensorDataset
 
 
 class LitDigits(pl.LightningModule):
-    def __init__(self, learning_rate: float = 0.3) -> None:
+    def __init__(self, learning_rate: float = 0.2) -> None:
         super().__init__()
         self.learning_rate = learning_rate
         self.features = nn.Sequential(
-            nn.Conv2d(1, 16, 3, padding=1),
-            nn.BatchNorm2d(16),
+            nn.Conv2d(1, 32, 3, padding=1),
+            nn.BatchNorm2d(32),
             nn.ReLU(),
             nn.MaxPool2d(2),
-            nn.Conv2d(16, 32, 3, padding=1),
-            nn.BatchNorm2d(32),
+            nn.Conv2d(32, 64, 3, padding=1),
+            nn.BatchNorm2d(64),
             nn.ReLU(),
             nn.MaxPool2d(2),
             nn.Flatten(),
         )
-        self.classifier = nn.Sequential(nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10))
+        self.classifier = nn.Sequential(nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, 10))
 
     def forward(self, images: Tensor) -> Tensor:
         return self.classifier(self.features(images))

@@ -389,7 +389,7 @@ class GuardCallback:
                 self.search,
                 budget=self.search_budget,
                 findings=[fault.finding],
-                on_trial=session.trial,
+                on_trial=lambda record: session.trial(record, faulty),
             )
         except MissingExtraError as error:
             warnings.warn(RanumWarning(f"Ranum: {error} Training stops instead."), stacklevel=2)

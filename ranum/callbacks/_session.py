@@ -185,10 +185,10 @@ class Session:
         with self.contained("the terminal story"):
             self._story.searching(fault.step, fault.finding)
 
-    def trial(self, record: Any) -> None:
-        """Shows one training of a search."""
+    def trial(self, record: Any, faulty: Mapping[str, Any]) -> None:
+        """Shows one training of a search, by what differs from the faulty configuration."""
         with self.contained("the terminal story"):
-            self._story.trial(record)
+            self._story.trial(record, faulty)
 
     def repaired(self, result: Any) -> None:
         """Shows and keeps the result of a search."""

@@ -137,20 +137,21 @@ class Story:
             )
         )
 
-    def trial(self, record: Any) -> None:
-        """One training of a search, in a line."""
-        values = ", ".join(
+    def trial(self, record: Any, faulty: Mapping[str, Any]) -> None:
+        """One training of a search, in a line: its score and what differs from `faulty`."""
+        changed = [
             f"{name} {words.number(value) if isinstance(value, float) else value}"
             for name, value in record.configuration.items()
-            if value is not None
-        )
+            if value != faulty.get(name)
+        ]
         score = words.number(record.score) if record.state == "complete" else record.state
         grid = Table.grid(padding=(0, 1))
         grid.add_column(style="dim", no_wrap=True)
         grid.add_column(no_wrap=True, justify="right", min_width=8)
         grid.add_column(style="dim", overflow="fold")
-        grid.add_row(Text(f"  trial {record.number:2d}"), Text(score), Text(words.clean(values)))
-        self._print(grid)
+        what = words.clean(", ".join(changed)) or "as configured"
+        grid.add_row(Text(f"  trial {record.number:2d}"), Text(score), Text(what))
+        self._print(grid, spaced=False)
 
     def repair(self, result: Any) -> None:
         """The changed values of a repaired configuration, the trials and the score."""
@@ -243,11 +244,11 @@ class Story:
     def _width(self) -> int:
         return min(self.console.width, WIDEST)
 
-    def _print(self, *parts: RenderableType) -> None:
+    def _print(self, *parts: RenderableType, spaced: bool = True) -> None:
         if self._quiet:
             return
         with _bars_aside(self.console):
-            page = _Encodable(Group(Text(), *parts))
+            page = _Encodable(Group(*((Text(),) if spaced else ()), *parts))
             self.console.print(page, width=self._width, highlight=False)
 
 
