@@ -43,8 +43,8 @@ class _Statistics:
 class TorchReader:
     """Measures a model's steps: loss, gradients, and now and then every layer.
 
-    Every step costs one fused norm over all gradients, and one read of it and the loss by
-    the host. Every `sample_every`-th step also gives the norm of each gradient and each
+    Every step costs one fused reduction over all gradients, and one read of it and the loss
+    by the host. Every `sample_every`-th step also gives the norm of each gradient and each
     weight, and the extremes of every leaf module's output; they come with the same read.
 
     Norms are accumulated in float32 (float64 for float64 gradients), so float16 gradients
@@ -144,13 +144,11 @@ class TorchReader:
         Raises:
             ArgumentError: If `loss` is neither a tensor, a number nor None.
         """
-        self._refresh()
         sampled = self.is_sampled(step)
+        self._refresh()
         names, gradients = self._gradients()
         grad_norms = _norms(gradients)
         scalars: dict[str, Tensor] = {}
-        if grad_norms:
-            scalars["norm"] = _total(grad_norms)
         loss_value = _scalar(loss, "loss", scalars)
         rate_value = _scalar(_learning_rate(optimizer), "rate", scalars)
 
@@ -163,7 +161,7 @@ class TorchReader:
             if self._watched_step == step:
                 statistics = self._statistics
             self._statistics, self._watched_step = {}, None
-        layers = [*(grad_norms if sampled else ()), *weight_norms]
+        layers = [*grad_norms, *weight_norms]
         activations = [
             tensor
             for entry in statistics.values()
@@ -180,17 +178,19 @@ class TorchReader:
             values = _host([*scalars.values(), *layers])
 
         got = dict(zip(scalars, values, strict=False))
-        norm = got.get("norm")
+        rest = iter(values[len(scalars) :])
+        each = [next(rest) for _ in names]
+        # On the host, where it costs no operator: one read brings the norms anyway.
+        norm = _total(each) if each else None
         if norm is not None and not math.isfinite(norm):
             norm = _scaled_norm(gradients, norm)
-        rest = iter(values[len(scalars) :])
         return Reading(
             step=step,
             loss=got.get("loss", loss_value),
             grad_norm=norm,
             learning_rate=got.get("rate", rate_value),
             epoch=epoch,
-            grad_norms={name: next(rest) for name in names} if sampled else {},
+            grad_norms=dict(zip(names, each, strict=True)) if sampled else {},
             weight_norms={name: next(rest) for name in weight_names},
             activations={
                 name: ActivationReading(
@@ -371,9 +371,10 @@ def _norms(tensors: Sequence[Tensor]) -> list[Tensor]:
     return norms
 
 
-def _total(norms: Sequence[Tensor]) -> Tensor:
-    total: Tensor = torch.linalg.vector_norm(torch.stack(_gathered(norms)))
-    return total
+def _total(norms: Sequence[float]) -> float:
+    """The norm of norms; NaN if one is NaN."""
+    total = math.hypot(*norms)
+    return math.nan if math.isinf(total) and any(map(math.isnan, norms)) else total
 
 
 def _gathered(tensors: Sequence[Tensor]) -> list[Tensor]:
