@@ -277,16 +277,15 @@ class Box:
 
     def __mul__(self, other: Box | float) -> Box:
         other = other if isinstance(other, Box) else self.constant(other)
-        corners = (
-            self.lower * other.lower,
-            self.lower * other.upper,
-            self.upper * other.lower,
-            self.upper * other.upper,
+        corners = tuple(
+            self._product(a, b)
+            for a in (self.lower, self.upper)
+            for b in (other.lower, other.upper)
         )
         may_nan = self.may_nan or other.may_nan
         if not (math.isfinite(self.peak) and math.isfinite(other.peak)):
             may_nan = may_nan or self._annuls(other) or other._annuls(self)
-            corners = tuple(c.nan_to_num(0.0, math.inf, -math.inf) for c in corners)  # type: ignore[assignment]
+            corners = tuple(c.nan_to_num(0.0, math.inf, -math.inf) for c in corners)
         lower = torch.minimum(
             torch.minimum(corners[0], corners[1]), torch.minimum(corners[2], corners[3])
         )
@@ -294,6 +293,14 @@ class Box:
             torch.maximum(corners[0], corners[1]), torch.maximum(corners[2], corners[3])
         )
         return Box(lower, upper, self.dtype, may_nan).rounded()
+
+    def _product(self, a: Tensor, b: Tensor) -> Tensor:
+        product = a * b
+        if self.dtype == torch.float64:
+            # Wider bounds do not exist, so what underflows here must keep its sign.
+            lost = (product == 0) & (a != 0) & (b != 0)
+            product = torch.where(lost, a.sign() * b.sign() * smallest(self.dtype), product)
+        return product
 
     def _annuls(self, other: Box) -> bool:
         """True if an element can be 0 where the other is infinite; `rounded` is a zero too."""
@@ -378,6 +385,12 @@ class Box:
         limit = largest(self.dtype)
         low, negative = self._folded(self.lower, self.lower.clamp(max=0.0), dims, repeats)
         high, positive = self._folded(self.upper, self.upper.clamp(min=0.0), dims, repeats)
+        # In float64 these sums may overflow where another order of summation does not.
+        least, most = torch.full_like(low, -math.inf), torch.full_like(low, math.inf)
+        doubtful = (low == math.inf) & ~self._holds(self.lower == math.inf, dims)
+        low = torch.where(doubtful, least.masked_fill(negative == 0, limit), low)
+        doubtful = (high == -math.inf) & ~self._holds(self.upper == -math.inf, dims)
+        high = torch.where(doubtful, most.masked_fill(positive == 0, -limit), high)
         both = (positive == math.inf) & (negative == -math.inf)
         floor = terms * smallest(self.dtype)
         if error < 0.25:
@@ -399,6 +412,12 @@ class Box:
         upper = torch.where((upper < -limit) & (high != -math.inf), -limit, upper)
         may_nan = self.may_nan or bool((both | (above & below)).any())
         return Box(lower, upper, self.dtype, may_nan)
+
+    @staticmethod
+    def _holds(condition: Tensor, dims: tuple[int, ...]) -> Tensor:
+        for d in dims:
+            condition = condition.any(d, keepdim=True)
+        return condition
 
     def _folded(
         self, bound: Tensor, part: Tensor, dims: tuple[int, ...], repeats: float

@@ -59,7 +59,7 @@ def _attend(
     box = Box.of(value, keep=(len(value.shape) - 1,))
     masked = _may_mask_row(mask)
     may_nan = logits.may_nan or masked or logits.high == math.inf or math.isinf(box.peak)
-    if masked or dropout > 0:
+    if masked or dropout > 0 or may_nan:  # kernels give 0 for a row that lost its logits
         box = box.with_zero()
     # Softmax weights are rounded to the operands' dtype before they meet the values.
     slack = (2 * sum_error(keys + 64, box.dtype) + 8 * unit_roundoff(query.dtype)) * box.magnitude
@@ -75,7 +75,9 @@ def _attend(
 def _logsumexp(logits: Box, keys: int, shape: Sequence[int], padded: bool = False) -> Interval:
     """Log sum exp over up to `keys` logits; 0 where every key is masked, inf in padding."""
     low, high = min(logits.low, 0.0), max(logits.high + math.log(max(keys, 1)), 0.0)
-    box = logits.constant(low, math.inf if padded else high).with_nan(logits.may_nan)
+    box = logits.constant(low, math.inf if padded else high).with_nan(
+        logits.may_nan or logits.high == math.inf
+    )
     dtype = accumulator(logits.dtype)
     return box.rounded(ulps=64, absolute=sum_error(keys + 64, dtype)).interval(shape, dtype)
 

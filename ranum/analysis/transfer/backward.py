@@ -31,8 +31,8 @@ from ranum.analysis.transfer.registry import transfer
 
 Mask = Sequence[bool]
 
-BCE_EPSILON = 1e-12
-"""ATen's floor of x (1 - x) in the gradient of binary cross entropy."""
+BCE_EPSILON = 0.9999999e-12
+"""ATen's floor of x (1 - x) in the gradient of binary cross entropy: 1e-12 as a float32."""
 
 # Ranges of derivatives over all numbers, rounded outward in the fourth decimal.
 GELU_SLOPE = (-0.1291, 1.1291)
@@ -64,6 +64,13 @@ def _gated(grad: Interval, opened: torch.Tensor, closed: torch.Tensor, x: Interv
         upper = torch.where(closed, torch.zeros_like(upper), upper)
     shape = torch.broadcast_shapes(grad.shape, x.shape)
     return Box(lower, upper, box.dtype, grad.may_nan).interval(shape, grad.dtype)
+
+
+def _overflowing(result: Box, numerator: Box) -> Box:
+    """A quotient that is infinite wherever its numerator can be."""
+    lower = torch.where(numerator.lower == -math.inf, numerator.lower, result.lower)
+    upper = torch.where(numerator.upper == math.inf, numerator.upper, result.upper)
+    return result.replaced(lower, upper)
 
 
 @transfer("threshold_backward", phase="backward")
@@ -228,10 +235,7 @@ def softplus_backward(
     result = grad * grad.constant(0.0, 1.0)
     if not overflow:
         # Kernels multiply grad by z first.
-        scaled = grad * grad.constant(0.0, math.exp(threshold))
-        lower = torch.where(scaled.lower == -math.inf, scaled.lower, result.lower)
-        upper = torch.where(scaled.upper == math.inf, scaled.upper, result.upper)
-        result = result.replaced(lower, upper)
+        result = _overflowing(result, grad * grad.constant(0.0, math.exp(threshold)))
     shape = torch.broadcast_shapes(grad_output.shape, x.shape)
     result = result.with_nan(overflow or x.may_nan)
     return result.rounded(32).interval(shape, grad_output.dtype)
@@ -462,16 +466,17 @@ def binary_cross_entropy_backward(
     reduction: int = MEAN,
 ) -> Interval:
     """Grad (x - t) / max(x (1 - x), 1e-12): up to 1e12 grad where x reaches 0 or 1."""
-    p = Box.native(x).clamped(0.0, 1.0)
+    p, grad = Box.native(x), Box.native(grad_output)
     # Concave in x, so least at an end.
     ends = [p.replaced(end, end) for end in (p.lower, p.upper)]
     least = torch.minimum(*((end * (-end + 1.0)).lower for end in ends))
     floor = BCE_EPSILON if torch.finfo(x.dtype).smallest_normal < BCE_EPSILON else 0.0
-    product = Box(least.clamp(min=floor), torch.full_like(least, 0.26), p.dtype)
-    slope = (p - Box.native(target)) / product
+    product = Box(least.clamp(min=floor), least.clamp(min=0.26), p.dtype, p.may_nan)
+    result = grad * (p - Box.native(target)) / product
     if weight is not None:
-        slope = slope * Box.native(weight)
-    return _distance_backward(grad_output, x, slope, reduction)
+        result = result * Box.native(weight)
+    scale = _mean_factor(reduction, math.prod(x.shape))
+    return (result * scale).rounded(16).interval(x.shape, grad_output.dtype)
 
 
 @transfer("soft_margin_loss_backward", phase="backward")
@@ -481,9 +486,9 @@ def soft_margin_loss_backward(
     """-t z / (z + 1) grad, z = exp(-t x), over n for the mean; NaN once z overflows."""
     t = Box.native(target)
     z = (-(t * Box.native(x))).increasing(torch.exp)
-    slope = -t * t.constant(0.0, 1.0)
-    result = slope.with_nan(z.may_nan or z.high == math.inf or math.isinf(t.peak))
-    return _distance_backward(grad_output, x, result, reduction)
+    slope = _overflowing(-t * t.constant(0.0, 1.0), -t * z)
+    lost = z.may_nan or z.high == math.inf or math.isinf(t.peak)
+    return _distance_backward(grad_output, x, slope.with_nan(lost), reduction)
 
 
 @transfer("multi_margin_loss_backward", phase="backward")

@@ -217,20 +217,24 @@ def binary_cross_entropy_with_logits(
     few units of its terms.
     """
     logits, labels = Box.native(x), Box.native(target)
-    softplus = torch.nn.functional.softplus
-    above = logits.increasing(softplus)
-    below = (-logits).increasing(softplus)
+    above, below = logits.increasing(_softplus), (-logits).increasing(_softplus)
     positive = below if pos_weight is None else below * Box.native(pos_weight)
     losses = _mixed(labels, positive, above)
     share = -labels + 1.0
     terms = (share * logits).magnitude + (share * below).magnitude + positive.magnitude
     terms = terms + (labels * positive).magnitude + (labels * below).magnitude
     slack = 32 * unit_roundoff(logits.dtype) * terms
-    overflow = not bool((terms < math.inf).all())
-    losses = losses.replaced(losses.lower - slack, losses.upper + slack).with_nan(overflow)
+    factor = labels if pos_weight is None else labels * (Box.native(pos_weight) - 1.0)
+    if not bool((terms < math.inf).all()) or math.isinf(factor.peak):
+        slack = slack * math.nan
+    losses = losses.replaced(losses.lower - slack, losses.upper + slack)
     if weight is not None:
         losses = losses * Box.native(weight)
     return _reduced(losses, x, _shape(x, target), reduction)
+
+
+def _softplus(x: torch.Tensor) -> torch.Tensor:
+    return x.clamp(min=0) + torch.log1p(torch.exp(-x.abs()))
 
 
 @transfer("soft_margin_loss")

@@ -34,27 +34,36 @@ _MEAN_ULPS = 8
 # --- centred and scaled --------------------------------------------------------------------
 
 
-def _spread(x: Box, count: int, eps: float) -> tuple[Box, Box]:
+def _spread(
+    x: Box, count: int, eps: float, weight: Interval | None, unit: float
+) -> tuple[Box, Box]:
     """(x - mean) / sqrt(var + eps) over `count` elements, and 1 / sqrt(var + eps).
 
     Args:
         x: The elements, merged to one block.
         count: Number of elements that share a mean.
         eps: Added to the variance.
+        weight: What the result will be multiplied with, maybe before the mean is taken off.
+        unit: Unit of roundoff of the mean.
     """
     dtype, peak = x.dtype, x.peak
     logarithm = math.log2(max(count, 1))
-    off = (_MEAN_ULPS + logarithm) * unit_roundoff(dtype) * peak
+    off = (_MEAN_ULPS + logarithm) * unit * peak
     half_width = (x.high - x.low) / 2 + off
     root = _rsqrt(eps, dtype)
     least = _rsqrt(half_width * half_width + eps, dtype)
     exact = min(math.sqrt(max(count - 1, 0)), 2 * half_width * root)
-    size = exact * (1 + 8 * sum_error(logarithm, dtype)) + off * root
+    size = exact * (1 + 8 * sum_error(logarithm, dtype) + 8 * unit) + off * root
     overflow = not peak < math.sqrt(largest(dtype) / max(count, 1)) / 4
+    scale = 1.0 if weight is None else Box.of(weight).peak
+    overflow = overflow or not max(peak, 1.0) * min(root, 1e300) * scale < largest(dtype) / 4
     may_nan = x.may_nan or overflow or root == math.inf
-    least = 0.0 if overflow else least * max(1 - 64 * sum_error(count, dtype), 0.0)
-    size = math.inf if math.isnan(size) or size > largest(dtype) else size
-    z, rstd = x.constant(-size, size), x.constant(least, root).rounded(ulps=16)
+    least = 0.0 if overflow else least * max(1 - 64 * sum_error(count, dtype) - 4 * unit, 0.0)
+    size = math.inf if overflow or math.isnan(size) or size > largest(dtype) else size
+    z, rstd = (
+        x.constant(-size, size),
+        x.constant(least, root).rounded(ulps=16 * unit / unit_roundoff(dtype)),
+    )
     return z.with_nan(may_nan), rstd.with_nan(may_nan)
 
 
@@ -111,8 +120,8 @@ def native_layer_norm(
     One bound per normalised element; mean and rstd merged.
     """
     rank, inner = len(input.shape), len(normalized_shape)
-    count = math.prod(normalized_shape)
-    z, rstd = _spread(Box.of(input).merged(), count, eps)
+    count, box = math.prod(normalized_shape), Box.of(input).merged()
+    z, rstd = _spread(box, count, eps, weight, unit_roundoff(box.dtype))
     out = _affine(z, weight, bias, (*(1,) * (rank - inner), *normalized_shape))
     stats = (*input.shape[: rank - inner], *(1,) * inner)
     dtype = _statistics_dtype(input, weight, bias)
@@ -135,8 +144,8 @@ def native_group_norm(
     eps: float,
 ) -> tuple[Interval, Interval, Interval]:
     """Like layer_norm over the C / group channels and HxW positions of each group."""
-    count = C // group * HxW
-    z, rstd = _spread(Box.of(input).merged(), count, eps)
+    count, box = C // group * HxW, Box.of(input).merged()
+    z, rstd = _spread(box, count, eps, weight, unit_roundoff(box.dtype))
     out = _affine(z, weight, bias, (1, C, *(1,) * (len(input.shape) - 2)))
     dtype = _statistics_dtype(input, weight, bias)
     return (
@@ -192,7 +201,8 @@ def _batch_norm(
     dtype = _statistics_dtype(input, weight, running_mean)
     if training:
         count = math.prod(input.shape) // max(channels, 1)
-        z, rstd = _spread(Box.of(input).merged(), count, eps)
+        # Some kernels read the statistics back after rounding them to their own dtype.
+        z, rstd = _spread(Box.of(input).merged(), count, eps, weight, unit_roundoff(dtype))
         if count == 0:
             z, rstd = z.with_nan(), rstd.constant(-math.inf, math.inf).with_nan()
         out = _affine(z, weight, bias, layout)
@@ -223,7 +233,7 @@ def _scaled_by_statistics(
     # Kernels compute x scale + (bias - mean scale): the products round before they cancel.
     products = (x * scale).magnitude + (average * scale).magnitude
     slack = products * (16 * unit_roundoff(x.dtype))
-    overflow = bool((~(products <= largest(x.dtype))).any())
+    overflow = bool((~(products <= largest(x.dtype))).any()) or math.isinf(centred.peak)
     out = centred.replaced(centred.lower - slack, centred.upper + slack).with_nan(overflow)
     if overflow:
         out = out.replaced(out.lower - math.inf, out.upper + math.inf)
@@ -402,6 +412,8 @@ def _softmax_box(x: Interval, dim: int) -> Box:
     limit = -math.log(smallest(box.dtype)) + 2 * math.log(count + 1)
     gap = gap_low.abs().clamp(max=2 * limit)
     error = 2 * sum_error(count + 64, box.dtype) + 4 * unit_roundoff(box.dtype) * gap
+    if box.dtype != x.dtype:  # kernels may keep the exponentials in the half type
+        error = error + 4 * unit_roundoff(x.dtype)
     lower = (lower * (1 - error) - smallest(box.dtype)).clamp(min=0.0)
     upper = (upper * (1 + error) + smallest(box.dtype)).clamp(max=1.0)
     return Box(lower, upper, box.dtype)
@@ -460,5 +472,7 @@ def _log_softmax(x: Interval, dim: int, half_to_float: bool = False) -> Interval
     size = torch.where(size.isfinite(), size, 0.0) + math.log(count) + 1
     slack = units * (size + torch.where(lower.isfinite(), lower.abs(), 0.0))
     slack = slack + 2 * sum_error(count + 32, box.dtype)
+    if box.dtype != x.dtype:
+        slack = slack + 4 * unit_roundoff(x.dtype)
     result = Box(lower - slack, upper + slack, box.dtype, _may_lose_row(box, top))
     return result.rounded().interval(x.shape, dtype)

@@ -101,7 +101,7 @@ def adaptive_max_pool2d(x: Interval, output_size: Sequence[int]) -> tuple[Interv
 
 
 def _averaged(x: Interval, spatial: int, count: int, shape: Sequence[int]) -> Interval:
-    """A mean of up to `count` elements of a channel."""
+    """A mean of one to `count` elements of a channel."""
     flat = _without_positions(x, spatial)
     # The kernels for volumes add half types up as they are.
     box = Box.native(flat) if spatial == 3 else Box.of(flat)
@@ -109,7 +109,7 @@ def _averaged(x: Interval, spatial: int, count: int, shape: Sequence[int]) -> In
         return box.interval(shape, x.dtype)
     total = box.times(count)
     mean = Box(total.lower / count, total.upper / count, box.dtype, total.may_nan)
-    return mean.rounded().interval(shape, x.dtype)
+    return mean.hull(box).rounded().interval(shape, x.dtype)
 
 
 def _avg_pool(
@@ -236,6 +236,26 @@ def upsample_bicubic2d(
     return result.rounded().interval(_resized(x, output_size), x.dtype)
 
 
+@transfer("im2col")
+def im2col(
+    x: Interval,
+    kernel_size: Sequence[int],
+    dilation: Sequence[int],
+    padding: Sequence[int],
+    stride: Sequence[int],
+) -> Interval:
+    """Patches as columns, zeros where they pass the border; one bound per sample."""
+    kernel, gaps, pads, strides = (_each(v, 2) for v in (kernel_size, dilation, padding, stride))
+    sizes = _output_sizes(x, kernel, strides, pads, gaps, False)
+    channels = x.shape[-3] * math.prod(kernel)
+    shape = (*x.shape[:-3], channels, math.prod(sizes))
+    flat = _without_positions(x, 3)
+    lower, upper = flat.lower[..., 0], flat.upper[..., 0]
+    if any(pads):
+        lower, upper = lower.clamp(max=0), upper.clamp(min=0)
+    return Interval(lower, upper, shape, x.dtype, x.may_nan)
+
+
 @transfer("col2im")
 def col2im(
     x: Interval,
@@ -248,7 +268,7 @@ def col2im(
     """Each position sums what the patches over it hold: none to one a tap."""
     taps = math.prod(_each(kernel_size, 2))
     shape = (*x.shape[:-2], x.shape[-2] // taps, *output_size)
-    box = Box.of(_without_positions(x, 2)).with_zero().times(taps)
+    box = Box.native(_without_positions(x, 2)).with_zero().times(taps)
     return box.replaced(box.lower.unsqueeze(-1), box.upper.unsqueeze(-1)).interval(shape, x.dtype)
 
 
