@@ -137,7 +137,7 @@ def _weight_range(value: Value, weights: Weights, chosen: Mapping[str, Range]) -
     if value.data is None:
         return Interval.top(value.shape, value.dtype)
     if weights == "initial":
-        return Interval.point(value.data)
+        return Interval.point(value.data.cpu())
     if isinstance(weights, (int, float)):
         reach = float(weights)
     else:
@@ -150,9 +150,10 @@ def _weight_range(value: Value, weights: Weights, chosen: Mapping[str, Range]) -
 def _constant_range(value: Value) -> Interval:
     if value.data is None:
         return Interval.top(value.shape, value.dtype)
+    point = Interval.point(value.data.cpu())  # bounds live on the CPU, wherever the step ran
     if tuple(value.data.shape) == value.shape:
-        return Interval.point(value.data)
-    point = Interval.point(value.data)  # a large constant, kept by its extremes
+        return point
+    # A large constant, kept by its extremes.
     return Interval.between(point.low, point.high, value.shape, value.dtype, point.may_nan)
 
 

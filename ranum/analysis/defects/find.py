@@ -168,8 +168,8 @@ class _Search:
                 gradient=self._options["gradient"],
             )
             if repaired[0].is_finite:
-                return repaired
-        return [_finite_part(output) for output in outputs]
+                outputs = repaired
+        return [_moderate_part(output) for output in outputs]
 
     # --- consequences -----------------------------------------------------------------------
 
@@ -213,8 +213,10 @@ def _first_tensor(node: Node) -> str | None:
     return next((name for name, value in node.arguments.items() if isinstance(value, Ref)), None)
 
 
-def _finite_part(interval: Interval) -> Interval:
-    if not interval.dtype.is_floating_point or interval.is_finite:
+def _moderate_part(interval: Interval) -> Interval:
+    """Cut to the root of the largest number: sums and products of what a repaired operator
+    gives are not to be reported once more."""
+    if not interval.dtype.is_floating_point:
         return interval
-    largest = torch.finfo(interval.dtype).max
-    return interval.with_nan(False).intersect(-largest, largest)
+    reach = torch.finfo(interval.dtype).max ** 0.5
+    return interval.with_nan(False).intersect(-reach, reach)
