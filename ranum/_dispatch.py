@@ -13,6 +13,9 @@ class DispatchMode(TorchDispatchMode):
     "force_eager" stance where Dynamo is loaded, so the wrapper has nothing to do.
     """
 
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False

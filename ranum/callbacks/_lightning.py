@@ -11,7 +11,7 @@ import importlib
 import importlib.util
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -355,7 +355,7 @@ class GuardCallback:
         session = self._session
         assert session is not None
         factor = LEARNING_RATE_FACTOR
-        make = {
+        make: dict[str, Callable[[], Remedy]] = {
             "skip": Skip,
             "clip": partial(InsertClip, session, learning_rate_factor=factor),
             "rollback": partial(Rollback, learning_rate_factor=factor),

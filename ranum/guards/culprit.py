@@ -158,7 +158,7 @@ class _Microscope(DispatchMode):
     """Looks at every operator's inputs and outputs; follows bad values by their memory."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._suspects: list[_Suspect] = []
         self._origins: dict[int, tuple[Any, Origins]] = {}
         self._escaped: Origins = _INNOCENT

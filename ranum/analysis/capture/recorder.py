@@ -125,16 +125,15 @@ class Recorder(DispatchMode):
             for tensor in tainted
         ]
         is_gradient = any(self.graph.values[value].is_gradient for value in operand_values)
-        slices = parts(func, bound, returned)
+        tensors = [tensor for tensor in outputs if tensor is not None]
+        if not tensors:
+            return
+        slices = parts(func, bound, tensors)
         if slices is not None:
-            for arguments, output in zip(slices, returned, strict=True):
-                if output is not None:
-                    self._add_part(arguments, output, is_gradient, mark)
+            for arguments, output in zip(slices, tensors, strict=True):
+                self._add_part(arguments, output, is_gradient, mark)
             return
-        first = next((tensor for tensor in outputs if tensor is not None), None)
-        if first is None:
-            return
-        canonical = canonicalize(func, bound, first)
+        canonical = canonicalize(func, bound, tensors[0])
         self._add(canonical, outputs, is_gradient, mark, written=written, before=before)
 
     # --- nodes ------------------------------------------------------------------------------

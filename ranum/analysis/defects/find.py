@@ -214,8 +214,10 @@ def _first_tensor(node: Node) -> str | None:
 
 
 def _moderate_part(interval: Interval) -> Interval:
-    """Cut to the root of the largest number: sums and products of what a repaired operator
-    gives are not to be reported once more."""
+    """Cut to the root of the largest number.
+
+    Sums and products of what a repaired operator gives are not to be reported once more.
+    """
     if not interval.dtype.is_floating_point:
         return interval
     reach = torch.finfo(interval.dtype).max ** 0.5

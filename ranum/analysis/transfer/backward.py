@@ -1072,12 +1072,12 @@ def _scaled_dot_product_flash_attention_for_cpu_backward(
     query: Interval,
     key: Interval,
     value: Interval,
-    out: Interval,
     logsumexp: Interval,
     dropout_p: float,
     is_causal: bool,
     attn_mask: Interval | None = None,
     scale: float | None = None,
+    out: Interval | None = None,
 ) -> tuple[Interval, ...]:
     """2 E |grad| |value| |key| scale for the query, and alike; the module says why."""
     return _attention_backward(grad_out, query, key, value, attn_mask, dropout_p, scale)[:3]
@@ -1089,7 +1089,6 @@ def _scaled_dot_product_flash_attention_backward(
     query: Interval,
     key: Interval,
     value: Interval,
-    out: Interval,
     logsumexp: Interval,
     cum_seq_q: Any,
     cum_seq_k: Any,
@@ -1100,6 +1099,7 @@ def _scaled_dot_product_flash_attention_backward(
     philox_seed: Any,
     philox_offset: Any,
     scale: float | None = None,
+    out: Interval | None = None,
 ) -> tuple[Interval, ...]:
     """As on a CPU."""
     return _attention_backward(grad_out, query, key, value, None, dropout_p, scale)[:3]
@@ -1111,7 +1111,6 @@ def _scaled_dot_product_cudnn_attention_backward(
     query: Interval,
     key: Interval,
     value: Interval,
-    out: Interval,
     logsumexp: Interval,
     philox_seed: Any,
     philox_offset: Any,
@@ -1123,6 +1122,7 @@ def _scaled_dot_product_cudnn_attention_backward(
     dropout_p: float,
     is_causal: bool,
     scale: float | None = None,
+    out: Interval | None = None,
 ) -> tuple[Interval, ...]:
     """As on a CPU."""
     return _attention_backward(grad_out, query, key, value, attn_bias, dropout_p, scale)[:3]
@@ -1135,7 +1135,6 @@ def _scaled_dot_product_efficient_attention_backward(
     key: Interval,
     value: Interval,
     attn_bias: Interval | None,
-    out: Interval,
     logsumexp: Interval,
     philox_seed: Any,
     philox_offset: Any,
@@ -1143,6 +1142,7 @@ def _scaled_dot_product_efficient_attention_backward(
     grad_input_mask: Mask,
     is_causal: bool = False,
     scale: float | None = None,
+    out: Interval | None = None,
 ) -> tuple[Interval | None, ...]:
     """As on a CPU, with the gradient of the bias: that of the logits."""
     *three, logits = _attention_backward(grad_out_, query, key, value, attn_bias, dropout_p, scale)
