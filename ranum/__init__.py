@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ranum.analysis.confirm import confirm
     from ranum.analysis.interval import Interval
     from ranum.analysis.result import Analysis, Defect, Witness
-    from ranum.callbacks.lightning import RanumCallback
+    from ranum.callbacks import RanumCallback
     from ranum.guards.guard import Guard
     from ranum.guards.types import Culprit, Finding, History, Incident
     from ranum.pages import explain

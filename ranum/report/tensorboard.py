@@ -92,7 +92,13 @@ class Panels:
 
     def analysis(self, analysis: Analysis) -> None:
         """The bounds as charts and the defects as a table."""
-        charted = list(analysis.bounds.items())[-CHARTS:]
+        # A container's output is its last child's, and readings are of modules without children.
+        names = [
+            name
+            for name in analysis.bounds
+            if not any(other.startswith(f"{name}.") for other in analysis.bounds)
+        ]
+        charted = [(name, analysis.bounds[name]) for name in names[-CHARTS:]]
         self._bounds = {name: (bound.low, bound.high) for name, bound in charted}
         self._lay_out(analysis.observed)
         for name, pair in analysis.observed.items():

@@ -173,9 +173,7 @@ def test_weights_as_they_are_and_weights_in_training():
 
     assert analyze(step, X, weights="initial").defects == ()
     assert [d.code for d in analyze(step, X, weights="envelope").defects] == ["RN101"]
-    assert (
-        analyze(step, X, weights={"weight": (-0.1, 0.1), "bias": (0, 0)}).defects == ()
-    )
+    assert analyze(step, X, weights={"weight": (-0.1, 0.1), "bias": (0, 0)}).defects == ()
 
 
 MODELS = {

@@ -1258,7 +1258,9 @@ def _thnn_fused_lstm_cell_backward_impl(
     c = box * box.constant(-0.25, 0.25)
     unit = both * box.constant(-1.0, 1.0)
     gates = unit.hull(both * c).hull(dh * box.constant(-0.25, 0.25)).rounded(64)
-    lost = not (gates.is_finite and cx.is_finite and cy.is_finite and workspace.is_finite)
+    # Kernels multiply dc by c before the two factors that make it small.
+    lost = not ((both * box).is_finite and gates.is_finite)
+    lost = lost or not (cx.is_finite and cy.is_finite and workspace.is_finite)
     gates = box.constant(-math.inf, math.inf).with_nan() if lost else gates
     to_c = box.constant(-math.inf, math.inf).with_nan() if lost else unit.rounded(64)
     width = workspace.shape[1]

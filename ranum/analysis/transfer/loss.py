@@ -74,18 +74,15 @@ def _nll(
     if count == 0:
         return unknown((), x), total.interval((), x.dtype)
     average = summed / total
-    if weight is None or weight.low >= 0:
+    if (weight is None or weight.low >= 0) and summed.is_finite and total.is_finite:
         # A mean with weights that are not negative lies between the extremes of -x.
-        plain = -Box.native(x.merged()).merged()
-        widest = plain.times(count)
+        plain = (-Box.native(x.merged()).merged()).times(count)
         average = Box(
-            torch.maximum(average.lower, widest.lower / count),
-            torch.minimum(average.upper, widest.upper / count),
+            torch.maximum(average.lower, plain.lower / count),
+            torch.minimum(average.upper, plain.upper / count),
             average.dtype,
             average.may_nan,
         )
-        if not average.is_finite:
-            average = summed / total
     return average.rounded().interval((), x.dtype), total.interval((), x.dtype)
 
 

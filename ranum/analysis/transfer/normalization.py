@@ -29,8 +29,7 @@ from ranum.analysis.transfer.registry import transfer
 
 _MEAN_ULPS = 6
 """Units of |x| / sqrt(eps) added to normalised numbers: 2.8 is the most that ATen's CPU kernels
-lost in a search over rows of nearly equal numbers (n up to 131072). A mean can be further off,
-but then the variance, taken about the same mean, is larger too."""
+lost in a search over rows of nearly equal numbers (n up to 131072)."""
 
 
 # --- centred and scaled --------------------------------------------------------------------
@@ -50,11 +49,14 @@ def _spread(
     """
     dtype, peak = x.dtype, x.peak
     logarithm = math.log2(max(count, 1))
-    off = _MEAN_ULPS * unit * peak
-    half_width = (x.high - x.low) / 2 + off + sum_error(count, dtype) * peak
     root = _rsqrt(eps, dtype)
+    off = _MEAN_ULPS * unit * peak
+    drift = sum_error(count, dtype) * peak
+    half_width = (x.high - x.low) / 2 + off + drift
     least = _rsqrt(half_width * half_width + eps, dtype)
     exact = min(math.sqrt(max(count - 1, 0)), (x.high - x.low) * root)
+    # A mean that drifts by d adds d^2 to the variance, so at most 1 to the quotient.
+    exact = exact + min(drift * root, 1.0)
     size = exact * (1 + 8 * sum_error(logarithm, dtype) + 8 * unit) + off * root
     overflow = not peak < math.sqrt(largest(dtype) / max(count, 1)) / 4
     scale = 1.0 if weight is None else Box.of(weight).peak
