@@ -79,7 +79,7 @@ def module(pl: ModuleType, step: Any = None, optimizer: Any = None) -> Any:
 def loader(batches: int = 8, size: int = 4, poison: int | None = None) -> DataLoader:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(batches * size, 4, generator=generator)
-    y = (x[:, 0] > 0).long()
+    y = (x[:, 0] > 0).long() + (x[:, 0] > 1).long()
     if poison is not None:
         x[poison * size] = math.nan
     return DataLoader(TensorDataset(x, y), batch_size=size)
@@ -283,14 +283,14 @@ def test_a_hopeless_configuration_is_searched_and_training_restarts(pl, tmp_path
     guard = callback(pl, search_budget=8, on_fault=("clip", "repair"))
     lit = module(pl, log_of_softmax, huge)
     lit.scale = 1.0
-    trainer(pl, tmp_path, guard, max_epochs=6).fit(lit, loader(batches=30))
+    trainer(pl, tmp_path, guard, max_epochs=6).fit(lit, loader(batches=30, size=16))
     assert guard.repair is not None
     assert guard.repair.is_repaired
     assert [incident.action for incident in guard.history.incidents][-1] == "repair"
     assert finite(lit)
     last = guard.history.incidents[-1].step
     assert len(guard.history.readings) >= last + 6 * 30  # all epochs once more
-    x, y = loader(batches=30).dataset.tensors
+    x, y = loader(batches=30, size=16).dataset.tensors
     assert F.cross_entropy(lit.net(x), y) < 0.6
 
 

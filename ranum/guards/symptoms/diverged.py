@@ -16,9 +16,9 @@ class Diverged(Symptom):
     """Training has ended up far above the untrained model's loss and stays there.
 
     What it finds:
-        `patience` losses in a row whose lower quartile lies more than `worse` times the
-        start's scale above the start's level, and which are not falling: the median of their
-        second half is at least `recovery` of the way above the start that the first half's is.
+        `patience` losses in a row whose median lies more than `worse` times the start's scale
+        above the start's level, and which are not falling: the median of their second half is
+        at least `recovery` of the way above the start that the first half's is.
 
     Why it matters:
         All numbers are finite, so nothing else objects, and the run would go on to its end
@@ -66,8 +66,7 @@ class Diverged(Symptom):
         losses = window.losses.last(self.patience)
         if start is None or len(losses) < self.patience:
             return None
-        least = sorted(losses)[len(losses) // 4] - start.level
-        if least < self.worse * start.scale:
+        if median(losses) - start.level < self.worse * start.scale:
             return None
         half = len(losses) // 2
         before, now = median(losses[:half]) - start.level, median(losses[half:]) - start.level
