@@ -2,7 +2,7 @@
 
 `lightning.pytorch` and `pytorch_lightning` are unrelated classes; `make_callback` builds the
 same callback on the base classes of whichever is wanted. The private parts of Lightning that
-a restart needs are in `_Restart`.
+a restart needs are in `Restart`.
 """
 
 from __future__ import annotations
@@ -21,21 +21,16 @@ from torch import Tensor
 
 from ranum.analysis.capture.lightning import lightning_program
 from ranum.callbacks._remedies import InsertClip, RepairConfiguration
+from ranum.callbacks._restart import Restart
 from ranum.callbacks._session import Session, checked
-from ranum.callbacks._trials import (
-    Trials,
-    has_choice_of_batch_size,
-    load_state,
-    saved_state,
-    with_batch_size,
-)
+from ranum.callbacks._trials import Trials, has_choice_of_batch_size, saved_state
 from ranum.errors import ArgumentError, MissingExtraError, RanumWarning
 from ranum.guards.guard import Guard
 from ranum.guards.recovery import Fault, Remedy, Rollback, Skip
 from ranum.guards.symptoms import Symptom, default_symptoms
 from ranum.guards.types import History
 from ranum.repair.search import SearchSpace, repair_configuration
-from ranum.repair.search.surgery import apply_configuration, build_optimizer, read_configuration
+from ranum.repair.search.surgery import read_configuration
 
 RemedyName = Literal["skip", "clip", "rollback", "repair"]
 REMEDIES: tuple[RemedyName, ...] = ("skip", "clip", "rollback", "repair")
@@ -145,7 +140,8 @@ class GuardCallback:
         self._guard: Guard | None = None
         self._loss: Tensor | None = None
         self._initial: dict[str, Tensor] = {}
-        self._restart: _Restart | None = None
+        self._allowed: tuple[RemedyName, ...] = self.on_fault
+        self._restart: Restart | None = None
         self._is_analysed = False
         self._is_standing_by = False
 
@@ -223,21 +219,30 @@ class GuardCallback:
                 stacklevel=2,
             )
             return
-        directory = self._directory(trainer)
-        self._session = Session(
-            directory=None if trainer.fast_dev_run else directory,
-            writer=None if trainer.fast_dev_run else _summary_writer(trainer),
-            show=trainer.is_global_zero,
-            strict=self.strict,
-            quiet=not self.verbose,
-        )
+        try:
+            directory = self._directory(trainer)
+            self._session = Session(
+                directory=None if trainer.fast_dev_run else directory,
+                writer=None if trainer.fast_dev_run else _summary_writer(trainer),
+                show=trainer.is_global_zero,
+                strict=self.strict,
+                quiet=not self.verbose,
+            )
+        except Exception as error:
+            if self.strict:
+                raise
+            line = (
+                f"Ranum could not start ({type(error).__name__}: {error}); training is not guarded."
+            )
+            warnings.warn(RanumWarning(line), stacklevel=2)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Makes the guard, once optimizers exist."""
         if self._session is None:
             return
         with self._session.contained("the guard"):
-            if "repair" in self.on_fault:
+            self._fit_to_strategy(trainer)
+            if "repair" in self._allowed:
                 self._initial = saved_state(pl_module)
             self._make_guard(trainer, pl_module)
             if self._loaded_guard and self._guard is not None:
@@ -251,20 +256,30 @@ class GuardCallback:
         session = self._session
         if session is None:
             return
-        precision = _precision(trainer)
         if self.analyze == "step" and not self._is_analysed:
             self._is_analysed = True
-            program = lightning_program(pl_module, batch, batch_idx=batch_idx, precision=precision)
-            session.analyze(program, confirm_seconds=self.confirm_seconds)
+            session.analyze(
+                partial(
+                    lightning_program,
+                    pl_module,
+                    batch,
+                    batch_idx=batch_idx,
+                    precision=_precision(trainer),
+                ),
+                confirm_seconds=self.confirm_seconds,
+            )
         if self._guard is not None and session.is_on("the guard"):
             with session.contained("the guard"):
-                replay = partial(_replay, pl_module, batch, batch_idx, precision)
+                replay = partial(_replay, pl_module, batch, batch_idx, _precision(trainer))
                 self._guard.begin(batch, replay)
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
         """Keeps the loss; it is read together with the gradients."""
-        if self._session is not None and isinstance(loss, Tensor):
-            self._loss = loss.detach() * trainer.accumulate_grad_batches
+        session = self._session
+        if session is None or not isinstance(loss, Tensor) or trainer.world_size > 1:
+            return  # of several processes each has a loss of its own; they must decide alike
+        with session.contained("the loss reading"):
+            self._loss = _unscaled(loss.detach(), trainer) * trainer.accumulate_grad_batches
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Decides, before the weights are touched."""
@@ -323,6 +338,22 @@ class GuardCallback:
             with session.contained("the guard"):
                 self._guard.close()
 
+    def _fit_to_strategy(self, trainer: Any) -> None:
+        """With several processes: what is safe there, and a word on what is left out."""
+        self._allowed = self.on_fault
+        if trainer.world_size == 1:
+            return
+        is_replicated = type(trainer.strategy).__name__ == "DDPStrategy"
+        self._allowed = tuple(
+            name for name in self.on_fault if is_replicated and name == "rollback"
+        )
+        what = (
+            "only gradients, which all processes share, are judged, and only rollbacks are tried"
+            if is_replicated
+            else f"{type(trainer.strategy).__name__} is not known; a fault stops training"
+        )
+        warnings.warn(RanumWarning(f"Ranum: with several processes {what}."), stacklevel=2)
+
     def _directory(self, trainer: Any) -> Path:
         base = trainer.log_dir  # asks all ranks, so all must ask
         if self.log_dir is not None:
@@ -361,7 +392,7 @@ class GuardCallback:
             "rollback": partial(Rollback, learning_rate_factor=factor),
             "repair": lambda: RepairConfiguration(partial(self._repair, trainer, pl_module)),
         }
-        names = [name for name in self.on_fault if not (name == "repair" and session.repair)]
+        names = [name for name in self._allowed if not (name == "repair" and session.repair)]
         return [make[name]() for name in names]
 
     def _repair(self, trainer: Any, pl_module: Any, fault: Fault) -> str | None:
@@ -397,7 +428,7 @@ class GuardCallback:
         session.repaired(result)
         if not result.is_repaired:
             return None
-        self._restart = _Restart(
+        self._restart = Restart(
             configuration=dict(result.configuration), initial=self._initial, loader=loader
         )
         changes = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in result.patch.items())
@@ -408,59 +439,6 @@ class GuardCallback:
         rates = [reading.learning_rate for reading in self.history.readings]
         first = next((rate for rate in rates if rate is not None), None)
         return present if first is None else first
-
-
-class _Restart:
-    """Starts training over from the initial weights under another configuration.
-
-    Uses private parts of Lightning (2.5 and later): the fit loop's data source, its combined
-    loader, and its progress counters.
-    """
-
-    def __init__(
-        self, *, configuration: dict[str, Any], initial: dict[str, Tensor], loader: Any
-    ) -> None:
-        self.is_begun = False
-        self._configuration = configuration
-        self._initial = initial
-        self._loader = loader
-
-    def begin(self, trainer: Any, pl_module: Any) -> None:
-        """New weights and optimizer at once; the running epoch ends with this batch."""
-        self.is_begun = True
-        former = trainer.optimizers[0]
-        load_state(pl_module, self._initial)
-        known = {id(p) for p in pl_module.parameters()}
-        apply_configuration(pl_module, self._configuration)
-        groups = [dict(group) for group in former.param_groups]
-        present = {id(p) for p in pl_module.parameters()}
-        for group in groups:
-            group["params"] = [p for p in group["params"] if id(p) in present]
-        groups[0]["params"] += [p for p in pl_module.parameters() if id(p) not in known]
-        pl_module.zero_grad(set_to_none=True)
-        trainer.strategy.optimizers = [
-            build_optimizer(
-                self._configuration["optimizer"],
-                groups,
-                self._configuration["learning_rate"],
-                like=former,
-            )
-        ]
-        # A schedule made for the former optimizer would steer that one, not this.
-        trainer.strategy.lr_scheduler_configs = []
-        trainer.fit_loop.epoch_loop.batch_progress.is_last_batch = True
-
-    def rewind(self, trainer: Any) -> None:
-        """The next epoch is epoch 0 again, over a loader with the new batch size."""
-        fit_loop = trainer.fit_loop
-        size = self._configuration.get("batch_size")
-        if size and has_choice_of_batch_size(self._loader) and size != self._loader.batch_size:
-            source = fit_loop._data_source
-            fit_loop._data_source = type(source)(with_batch_size(self._loader, size), "")
-        fit_loop._combined_loader = None  # makes the loop set its data up again
-        progress = fit_loop.epoch_progress.current
-        progress.ready = progress.started = progress.processed = 0
-        progress.completed = -1  # the loop counts the epoch that ends now
 
 
 # --- Lightning ------------------------------------------------------------------------------
@@ -509,6 +487,15 @@ def _replay(module: Any, batch: Any, batch_idx: int, precision: Any) -> Tensor |
     if loss is not None and loss.requires_grad:
         loss.backward()
     return loss
+
+
+def _unscaled(loss: Tensor, trainer: Any) -> Tensor:
+    """The loss without the factor of a gradient scaler; Lightning's hook comes after it."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    if scaler is None or not scaler.is_enabled():
+        return loss
+    scaled_one: Tensor = scaler.scale(loss.new_ones(()))
+    return loss / scaled_one
 
 
 def _precision(trainer: Any) -> Any:

@@ -101,11 +101,11 @@ class Session:
 
     # --- before training --------------------------------------------------------------------
 
-    def analyze(self, program: Program, *, confirm_seconds: float) -> None:
+    def analyze(self, program: Callable[[], Program], *, confirm_seconds: float) -> None:
         """Analyses the first real step, tries to confirm what it finds, and shows it."""
         with self.contained("the analysis"):
             try:
-                analysis = analyze(program)
+                analysis = analyze(program())
             except CaptureError as error:
                 if self._strict:
                     raise

@@ -179,9 +179,9 @@ def with_batch_size(loader: DataLoader[Any], batch_size: int) -> DataLoader[Any]
 
 
 def saved_state(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of all parameters and buffers, by name."""
+    """Copies of all parameters and buffers in the host's memory, by name."""
     return {
-        name: tensor.detach().clone()
+        name: tensor.detach().to("cpu", copy=True)
         for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers())
     }
 

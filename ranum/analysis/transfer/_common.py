@@ -13,7 +13,7 @@ accumulated in float32 (as ATen, cuBLAS and oneDNN do).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -350,12 +350,13 @@ class Box:
         lower, upper = self.lower.clamp(min=0).sqrt(), self.upper.clamp(min=0).sqrt()
         return Box(lower, upper, self.dtype, self.may_nan or negative).rounded()
 
-    def increasing(self, function: object, absolute: float = 0.0, ulps: float = 32) -> Box:
+    def increasing(
+        self, function: Callable[[Tensor], Tensor], absolute: float = 0.0, ulps: float = 32
+    ) -> Box:
         """An increasing function, evaluated at both ends, with the error of a kernel.
 
         `ulps` covers the fastest vectorised kernels (exp_u20 of ATen: 20 ulps).
         """
-        assert callable(function)
         lower, upper = function(self.lower), function(self.upper)
         return Box(lower, upper, self.dtype, self.may_nan).rounded(ulps, absolute)
 

@@ -89,19 +89,18 @@ def hardtanh_backward(
     return _gated(grad_output, opened & (not x.may_nan), closed, x)
 
 
-@transfer("softshrink_backward", "hardshrink_backward", phase="backward")
-def softshrink_backward(
-    x: Interval,
-    lambd: float,
-    grad_output: Interval | None = None,
-    grad_out: Interval | None = None,
-) -> Interval:
+@transfer("softshrink_backward", phase="backward")
+def softshrink_backward(grad_output: Interval, x: Interval, lambd: float) -> Interval:
     """0 where |x| <= lambd, else grad."""
-    grad = grad_output if grad_output is not None else grad_out
-    assert grad is not None
     outside = (x.lower > lambd) | (x.upper < -lambd)
     inside = (x.lower >= -lambd) & (x.upper <= lambd)
-    return _gated(grad, outside & (not x.may_nan), inside, x)
+    return _gated(grad_output, outside & (not x.may_nan), inside, x)
+
+
+@transfer("hardshrink_backward", phase="backward")
+def hardshrink_backward(grad_out: Interval, x: Interval, lambd: float) -> Interval:
+    """0 where |x| <= lambd, else grad."""
+    return softshrink_backward(grad_out, x, lambd)
 
 
 @transfer("leaky_relu_backward", phase="backward")
@@ -555,6 +554,7 @@ def _norm_backward(
     limit = largest(g.dtype)
     intermediate = count * size * max(peak, 1.0) * max(scale, scale * scale * scale)
     lost = not (max(to_x, to_weight, intermediate) < limit / 4)
+    lost = lost or not peak < math.sqrt(limit / max(count, 1)) / 4
     lost = lost or not (x.is_finite and rstd.is_finite and grad.is_finite)
     lost = lost or (weight is not None and not weight.is_finite)
     if lost:
