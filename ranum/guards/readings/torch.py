@@ -44,8 +44,10 @@ class TorchReader:
     """Measures a model's steps: loss, gradients, and now and then every layer.
 
     Every step costs one fused reduction over all gradients, and one read of it and the loss
-    by the host. Every `sample_every`-th step also gives the norm of each gradient and each
-    weight, and the extremes of every leaf module's output; they come with the same read.
+    by the host. The gradients are those of what the optimizer is about to step, or of the
+    model where no optimizer is given and in sampled steps. Every `sample_every`-th step also
+    gives the norm of each gradient and each weight, and the extremes of every leaf module's
+    output; they come with the same read.
 
     Norms are accumulated in float32 (float64 for float64 gradients), so float16 gradients
     cannot overflow them. Where the float32 sum of squares overflows although every gradient
@@ -84,7 +86,7 @@ class TorchReader:
             )
         self.model = model
         self.sample_every = sample_every
-        self._parameters: list[nn.Parameter] = []
+        self._parameters: list[Tensor] = []
         self._names: list[str] = []
         self._statistics: dict[str, _Statistics] = {}
         self._watched_step: int | None = None
@@ -145,8 +147,11 @@ class TorchReader:
             ArgumentError: If `loss` is neither a tensor, a number nor None.
         """
         sampled = self.is_sampled(step)
-        self._refresh()
-        names, gradients = self._gradients()
+        parameters = [] if sampled else _stepped(optimizer)
+        if not parameters:
+            self._refresh()
+            parameters = self._parameters
+        owners, gradients = _gradients(parameters)
         grad_norms = _norms(gradients)
         scalars: dict[str, Tensor] = {}
         loss_value = _scalar(loss, "loss", scalars)
@@ -179,7 +184,7 @@ class TorchReader:
 
         got = dict(zip(scalars, values, strict=False))
         rest = iter(values[len(scalars) :])
-        each = [next(rest) for _ in names]
+        each = [next(rest) for _ in gradients]
         # On the host, where it costs no operator: one read brings the norms anyway.
         norm = _total(each) if each else None
         if norm is not None and not math.isfinite(norm):
@@ -190,7 +195,7 @@ class TorchReader:
             grad_norm=norm,
             learning_rate=got.get("rate", rate_value),
             epoch=epoch,
-            grad_norms=dict(zip(names, each, strict=True)) if sampled else {},
+            grad_norms=self._named(owners, each) if sampled else {},
             weight_norms={name: next(rest) for name in weight_names},
             activations={
                 name: ActivationReading(
@@ -222,17 +227,9 @@ class TorchReader:
             names.get(id(parameter), f"parameter {i}") for i, parameter in enumerate(found)
         ]
 
-    def _gradients(self) -> tuple[list[str], list[Tensor]]:
-        names, gradients = [], []
-        for name, parameter in zip(self._names, self._parameters, strict=True):
-            gradient = parameter.grad
-            if gradient is None:
-                continue
-            if gradient.layout is not torch.strided:
-                gradient = gradient.coalesce().values()
-            names.append(name)
-            gradients.append(gradient)
-        return names, gradients
+    def _named(self, owners: Sequence[Tensor], values: Sequence[float]) -> dict[str, float]:
+        names = {id(p): name for name, p in zip(self._names, self._parameters, strict=True)}
+        return {names[id(p)]: value for p, value in zip(owners, values, strict=True)}
 
     def _weights(self) -> tuple[list[str], list[Tensor]]:
         names, weights = [], []
@@ -297,9 +294,34 @@ class TorchReader:
             )
 
 
-def _parameters(model: nn.Module) -> list[nn.Parameter]:
+def _stepped(optimizer: Any) -> list[Tensor]:
+    """What the optimizers are about to step: a list at hand, where the model is a tree."""
+    several = optimizer if isinstance(optimizer, list | tuple) else (optimizer,)
+    return [
+        parameter
+        for one in several
+        for group in getattr(one, "param_groups", ())
+        for parameter in group["params"]
+    ]
+
+
+def _gradients(parameters: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """The parameters that have a gradient, and the dense values of those."""
+    owners, gradients = [], []
+    for parameter in parameters:
+        gradient = parameter.grad
+        if gradient is None:
+            continue
+        if gradient.layout is not torch.strided:
+            gradient = gradient.coalesce().values()
+        owners.append(parameter)
+        gradients.append(gradient)
+    return owners, gradients
+
+
+def _parameters(model: nn.Module) -> list[Tensor]:
     """Every parameter once; a flat walk, several times cheaper than `model.parameters()`."""
-    found: dict[int, nn.Parameter] = {}
+    found: dict[int, Tensor] = {}
     seen: set[int] = set()
     stack: list[nn.Module] = [model]
     while stack:
