@@ -313,6 +313,8 @@ def round_up(value: float, dtype: torch.dtype) -> float:
 def _round(value: float, dtype: torch.dtype, towards: float) -> float:
     if not dtype.is_floating_point or math.isinf(value):
         return value
+    if value == int(value) and abs(value) <= 256:  # exact in every dtype
+        return value
     rounded = torch.tensor(value, dtype=dtype)
     wrong = float(rounded) > value if towards < 0 else float(rounded) < value
     if wrong:

@@ -7,12 +7,11 @@ instead, for upstream gradients within [-`gradient`, `gradient`].
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_map_only
 
 from ranum.analysis import facts
 from ranum.analysis.graph import Graph, Node, Ref, Value
@@ -76,14 +75,25 @@ def transfer_node(
     *,
     clips: Clips | None = None,
     gradient: float = GRADIENT_BOUND,
+    arguments: Mapping[str, Any] | None = None,
 ) -> list[Interval]:
-    """Output intervals of one node, from the intervals known so far."""
+    """Output intervals of one node, from the intervals known so far.
+
+    Args:
+        graph: A recorded step.
+        node: The node to compute.
+        known: Intervals of what it reads; takes up what cannot be bounded.
+        clips: Clamps to put in front of operands.
+        gradient: Bound on upstream gradients.
+        arguments: The result of `operand_intervals`, if it is at hand.
+    """
     values = [graph.values[number] if number is not None else None for number in node.outputs]
     rule = rule_for(node.op)
     if rule is None:
         known.unknown.append(node)
         return [_top(value) for value in values]
-    arguments = operand_intervals(graph, node, known.intervals, clips=clips, gradient=gradient)
+    if arguments is None:
+        arguments = operand_intervals(graph, node, known.intervals, clips=clips, gradient=gradient)
     try:
         produced = rule.function(**arguments)
         outputs = list(produced) if isinstance(produced, tuple) else [produced]
@@ -123,8 +133,15 @@ def operand_intervals(
             interval = interval.intersect(*own_clips[root])
         return interval
 
-    mapped: dict[str, Any] = tree_map_only(Ref, look_up, node.arguments)
-    return mapped
+    return {name: _mapped(argument, look_up) for name, argument in node.arguments.items()}
+
+
+def _mapped(argument: Any, look_up: Callable[[Ref], Interval]) -> Any:
+    if isinstance(argument, Ref):
+        return look_up(argument)
+    if isinstance(argument, (list, tuple)):
+        return type(argument)(_mapped(item, look_up) for item in argument)
+    return argument
 
 
 def _checked(output: Interval | None, value: Value | None) -> Interval:

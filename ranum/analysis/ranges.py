@@ -159,11 +159,13 @@ def _constant_range(value: Value) -> Interval:
 
 def finite_extremes(data: Tensor) -> tuple[float, float]:
     """Smallest and largest finite element; (0, 0) if there is none."""
-    finite = data[data.isfinite()] if data.numel() else data
-    if finite.numel() == 0:
+    if data.numel() == 0:
         return 0.0, 0.0
-    lower, upper = torch.aminmax(finite)
-    return float(lower), float(upper)
+    lower, upper = (float(end) for end in torch.aminmax(data))
+    if math.isfinite(lower) and math.isfinite(upper):
+        return lower, upper
+    finite = data[data.isfinite()]
+    return finite_extremes(finite)
 
 
 def _is_whole(data: Tensor) -> bool:

@@ -73,16 +73,21 @@ class _Search:
 
     def run(self, nodes: Sequence[Node]) -> tuple[tuple[Defect, ...], Propagation]:
         for node in nodes:
-            true = transfer_node(self._graph, node, self._true, **self._options)
+            arguments = self._arguments(node, self._true)
+            true = transfer_node(self._graph, node, self._true, arguments=arguments)
             self._store(self._true, node, true)
             judged = true
-            if any(operand in self._diverged for operand in node.operands):
-                judged = transfer_node(self._graph, node, self._judged, **self._options)
-            self._store(self._judged, node, self._judge(node, judged))
+            if not self._diverged.isdisjoint(node.operands):
+                arguments = self._arguments(node, self._judged)
+                judged = transfer_node(self._graph, node, self._judged, arguments=arguments)
+            self._store(self._judged, node, self._judge(node, arguments, judged))
             if judged is not true or self._judged_differs(node, true):
                 self._diverged.update(number for number in node.outputs if number is not None)
         ordered = sorted(self._defects.values(), key=lambda defect: defect.node)
         return tuple(self._with_consequence(defect) for defect in ordered), self._true
+
+    def _arguments(self, node: Node, known: Propagation) -> dict[str, Any]:
+        return operand_intervals(self._graph, node, known.intervals, **self._options)
 
     @staticmethod
     def _store(propagation: Propagation, node: Node, outputs: list[Interval]) -> None:
@@ -98,11 +103,12 @@ class _Search:
 
     # --- judging ----------------------------------------------------------------------------
 
-    def _judge(self, node: Node, outputs: list[Interval]) -> list[Interval]:
+    def _judge(
+        self, node: Node, arguments: Mapping[str, Any], outputs: list[Interval]
+    ) -> list[Interval]:
         """Reports the node if a rule objects; the outputs to go on with."""
         if node.forward in self._flagged or not outputs:
             return outputs
-        arguments = operand_intervals(self._graph, node, self._judged.intervals, **self._options)
         rule = self._rule(node)
         problem = None
         result = outputs[0]
@@ -128,9 +134,7 @@ class _Search:
             argument = _first_tensor(blamed) or argument
         ref = blamed.arguments.get(argument)
         operand = ref.value if isinstance(ref, Ref) else blamed.outputs[0] or 0
-        bounds = operand_intervals(
-            self._graph, blamed, self._judged.intervals, **self._options
-        ).get(argument)
+        bounds = self._arguments(blamed, self._judged).get(argument)
         if not isinstance(bounds, Interval):
             bounds = self._judged.intervals[operand]
         defect = Defect(
