@@ -162,6 +162,17 @@ def test_a_write_through_a_view_reaches_the_whole():
     assert "join" in ops(graph)
 
 
+def test_an_out_argument_is_written_like_any_other():
+    def step(x: torch.Tensor) -> torch.Tensor:
+        whole = torch.zeros(4)
+        with torch.no_grad():
+            torch.mul(x, 3.0, out=whole[:2])
+        return whole.sum()
+
+    graph = module_free_graph(step, torch.tensor([1.0, 2.0]))
+    assert ops(graph) == ["mul", "join", "sum"]
+
+
 def test_writes_to_disjoint_views_are_told_apart():
     def step(x: torch.Tensor) -> torch.Tensor:
         left, right = (x * 1).split(2, dim=1)

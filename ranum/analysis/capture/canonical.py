@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 _DROPPED = frozenset(
-    {"layout", "device", "pin_memory", "memory_format", "non_blocking", "generator", "out",
+    {"layout", "device", "pin_memory", "memory_format", "non_blocking", "generator",
      "implicit", "names"}
 )  # fmt: skip
 _RESHAPES = frozenset(
@@ -30,7 +30,7 @@ _PERMUTES = frozenset(
 _EXPANDS = frozenset({"expand", "expand_as", "broadcast_to", "expand_copy"})
 _IDENTITIES = frozenset(
     {"clone", "detach", "alias", "contiguous", "lift", "lift_fresh", "lift_fresh_copy",
-     "positive", "conj", "resolve_conj", "resolve_neg", "_conj"}
+     "positive", "resolve_conj", "resolve_neg"}
 )  # fmt: skip
 _CASTS = frozenset({"_to_copy", "to", "type_as", "_autocast_to_reduced_precision"})
 _SPLITS = frozenset(
@@ -136,7 +136,8 @@ def canonicalize(func: Any, bound: dict[str, Any], output: Tensor) -> Canonical:
         return Canonical("normal", None, arguments | {"shape": shape, "dtype": output.dtype})
     if op == "bernoulli":
         return Canonical("bernoulli", None, {"shape": shape, "dtype": output.dtype})
-    kept = {name: value for name, value in bound.items() if name not in _DROPPED}
+    dropped = _DROPPED | {argument.name for argument in func._schema.arguments if argument.is_out}
+    kept = {name: value for name, value in bound.items() if name not in dropped}
     return Canonical(op, functional(func), kept)
 
 
