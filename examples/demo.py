@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import logging
 import math
+import shutil
 import sys
 import time
 import warnings
@@ -52,6 +53,7 @@ class Progress(pl.Callback):
 
 def train(name: str, directory: Path, learning_rate: float, callbacks: list[Any]) -> Any:
     """Trains a fresh model; its test accuracy and the epoch lines' callback."""
+    shutil.rmtree(directory / name, ignore_errors=True)  # of an earlier demo
     pl.seed_everything(0, verbose=False)
     model = LitDigits(learning_rate)
     train_loader, test_loader = digits()

@@ -234,9 +234,13 @@ class Analysis:
         return target
 
     def __str__(self) -> str:
-        head = (
-            f"{len(self.defects)} possible numerical defect(s) in {len(self.graph.nodes)} operators"
-        )
+        certain = sum(defect.severity == "certain" for defect in self.defects)
+        counts = [f"{certain} certain"] if certain else []
+        if not certain or certain < len(self.defects):
+            counts.append(f"{len(self.defects) - certain} possible")
+        plural = "" if len(self.defects) == 1 else "s"
+        head = f"{' and '.join(counts)} numerical defect{plural}"
+        head += f" in {len(self.graph.nodes)} operators"
         if not self.is_complete:
             head += f" (incomplete: {len(self.unknowns)} operator(s) without a transfer function)"
         lines = [head, *(f"  {defect}" for defect in self.defects)]

@@ -12,6 +12,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,10 @@ from ranum.repair.patch import AppliedPatch
 from ranum.report import Panels, Story, open_writer, write_html
 
 _log = logging.getLogger(__name__)
+
+CONFIRM_LIMIT = 30_000_000
+"""Models with more weights get no search for failing inputs before training: it works on copies
+of the weights in float64."""
 
 
 class Session:
@@ -113,9 +118,10 @@ class Session:
                 self.faults.append(line)
                 warnings.warn(RanumWarning(f"Ranum: {line}"), stacklevel=3)
                 return
-            if confirm_seconds > 0 and analysis.defects:
-                analysis = confirm_all(analysis, seconds=confirm_seconds)
             self.analysis = analysis
+            if confirm_seconds > 0 and analysis.defects:
+                with self.contained("the search for failing inputs"):
+                    self.analysis = analysis = _confirmed(analysis, confirm_seconds)
             with self.contained("the terminal story"):
                 self._story.analysis(analysis, diffs=self._diffs())
             if self._panels is not None:
@@ -243,6 +249,18 @@ class Session:
                 with self.contained("the diffs"):
                     diffs[clip.defect.source.location] = clip.edit.diff()
         return diffs
+
+
+def _confirmed(analysis: Analysis, seconds: float) -> Analysis:
+    context = analysis.context
+    weights = 0 if context is None else sum(p.numel() for p in context.program.parameters.values())
+    if weights > CONFIRM_LIMIT:
+        note = (
+            f"no failing inputs were searched: {weights:,} weights are more than "
+            f"{CONFIRM_LIMIT:,}; ranum.confirm(defect) searches them all the same"
+        )
+        return replace(analysis, notes=(*analysis.notes, note))
+    return confirm_all(analysis, seconds=seconds)
 
 
 def _place(source: Any) -> tuple[Any, ...]:
