@@ -46,6 +46,9 @@ class DefectRule(ABC):
 
     code: ClassVar[str]
     ops: ClassVar[frozenset[str]]
+    is_about_size: ClassVar[bool] = False
+    """True for rules that must hold for operands of moderate size as well: a network whose
+    values have grown beyond that by themselves is not this operator's defect."""
 
     @abstractmethod
     def check(self, node: Node, arguments: Mapping[str, Any], result: Interval) -> Problem | None:
@@ -72,6 +75,12 @@ def defect_rule(cls: type[DefectRule]) -> type[DefectRule]:
 
 
 # --- what rules ask ------------------------------------------------------------------------
+
+
+def moderate(dtype: torch.dtype) -> float:
+    """The size up to which operands count as ordinary: 65,280 in float32, 256 in float16."""
+    largest = torch.finfo(dtype).max
+    return float(largest**0.5 if largest < 1e6 else largest**0.125)
 
 
 def smallest_positive(dtype: torch.dtype) -> float:

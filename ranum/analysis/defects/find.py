@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ranum.analysis import facts
-from ranum.analysis.defects.base import CODES, DefectRule, Problem
+from ranum.analysis.defects.base import CODES, DefectRule, Problem, moderate
 from ranum.analysis.graph import Graph, Node, Ref
 from ranum.analysis.interval import Interval
 from ranum.analysis.propagate import (
@@ -110,17 +110,17 @@ class _Search:
         if node.forward in self._flagged or not outputs:
             return outputs
         rule = self._rule(node)
-        problem = None
-        result = outputs[0]
-        for candidate in outputs if node.phase == "backward" else outputs[:1]:
-            problem = rule.check(node, arguments, candidate)
-            if problem is not None:
-                result = candidate
-                break
+        problem = _first_problem(rule, node, arguments, outputs)
         if problem is None or node in self._true.unknown:
             return outputs
+        if rule.is_about_size:
+            ordinary = {name: _ordinary(value) for name, value in arguments.items()}
+            tamed = transfer_node(self._graph, node, self._judged, arguments=ordinary)
+            problem = _first_problem(rule, node, ordinary, tamed)
+            if problem is None:
+                return [_moderate_part(output) for output in outputs]
         self._report(rule, node, problem)
-        return self._continued(node, problem, outputs, result)
+        return self._continued(node, problem, outputs)
 
     def _rule(self, node: Node) -> DefectRule:
         if node.phase == "backward":
@@ -157,9 +157,7 @@ class _Search:
         if known is None:
             self._defects[key] = defect
 
-    def _continued(
-        self, node: Node, problem: Problem, outputs: list[Interval], bad: Interval
-    ) -> list[Interval]:
+    def _continued(self, node: Node, problem: Problem, outputs: list[Interval]) -> list[Interval]:
         """The outputs as they would be with the defect repaired."""
         ref = node.arguments.get(problem.argument)
         if problem.safe is not None and isinstance(ref, Ref) and node.phase == "forward":
@@ -211,6 +209,25 @@ class _Search:
             if node.phase == "forward" and not reached.isdisjoint(node.operands):
                 reached.update(number for number in node.outputs if number is not None)
         return self._graph.loss in reached
+
+
+def _first_problem(
+    rule: DefectRule, node: Node, arguments: Mapping[str, Any], outputs: Sequence[Interval]
+) -> Problem | None:
+    """The rule's objection to the first output, or in a backward operator to any."""
+    judged = outputs if node.phase == "backward" else outputs[:1]
+    problems = (rule.check(node, arguments, output) for output in judged)
+    return next((problem for problem in problems if problem is not None), None)
+
+
+def _ordinary(argument: Any) -> Any:
+    """The argument with intervals cut to ordinary sizes."""
+    if isinstance(argument, (list, tuple)):
+        return type(argument)(_ordinary(item) for item in argument)
+    if isinstance(argument, Interval) and argument.dtype.is_floating_point:
+        reach = moderate(argument.dtype)
+        return argument.intersect(-reach, reach) if argument.is_finite else argument
+    return argument
 
 
 def _first_tensor(node: Node) -> str | None:

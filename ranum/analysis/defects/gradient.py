@@ -39,6 +39,7 @@ class InfiniteGradient(DefectRule):
 
     code: ClassVar[str] = "RN106"
     ops: ClassVar[frozenset[str]] = frozenset()  # every backward operator
+    is_about_size: ClassVar[bool] = True
 
     def check(self, node: Node, arguments: Mapping[str, Any], result: Interval) -> Problem | None:
         """Finite operands, a result that is not."""

@@ -45,6 +45,7 @@ class PowerDomain(DefectRule):
 
     code: ClassVar[str] = "RN105"
     ops: ClassVar[frozenset[str]] = frozenset({"pow"})
+    is_about_size: ClassVar[bool] = True
 
     def check(self, node: Node, arguments: Mapping[str, Any], result: Interval) -> Problem | None:
         """Negative base with fractional exponent, zero base with negative one, or overflow."""
