@@ -311,9 +311,11 @@ def _supports(case: Case, dtype: torch.dtype) -> bool:
 
 
 def tables() -> dict[str, list[Case]]:
-    """The case tables beside this file, by file name."""
-    names = sorted(path.stem for path in Path(__file__).parent.glob("*.py"))
-    names.remove(Path(__file__).stem)
+    """The case tables beside this file and in folders below, by dotted name."""
+    here = Path(__file__)
+    paths = (path.relative_to(here.parent) for path in here.parent.rglob("[!_]*.py"))
+    names = sorted(".".join(path.with_suffix("").parts) for path in paths)
+    names.remove(here.stem)
     return {name: importlib.import_module(f"transfer_cases.{name}").CASES for name in names}
 
 
