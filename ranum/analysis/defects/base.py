@@ -78,9 +78,12 @@ def defect_rule(cls: type[DefectRule]) -> type[DefectRule]:
 
 
 def moderate(dtype: torch.dtype) -> float:
-    """The size up to which operands count as ordinary: 65,280 in float32, 256 in float16."""
+    """The size up to which operands count as ordinary: 256, but 1.8e19 in float64.
+
+    It is the root of float16's largest number and the sixteenth root of float32's.
+    """
     largest = torch.finfo(dtype).max
-    return float(largest**0.5 if largest < 1e6 else largest**0.125)
+    return float(largest**0.5 if largest < 1e6 else largest ** (1 / 16))
 
 
 def smallest_positive(dtype: torch.dtype) -> float:

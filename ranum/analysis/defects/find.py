@@ -114,13 +114,20 @@ class _Search:
         if problem is None or node in self._true.unknown:
             return outputs
         if rule.is_about_size:
-            ordinary = {name: _ordinary(value) for name, value in arguments.items()}
+            ordinary = {
+                name: value if self._is_gradient(node.arguments[name]) else _ordinary(value)
+                for name, value in arguments.items()
+            }
             tamed = transfer_node(self._graph, node, self._judged, arguments=ordinary)
             problem = _first_problem(rule, node, ordinary, tamed)
             if problem is None:
                 return [_moderate_part(output) for output in outputs]
         self._report(rule, node, problem)
         return self._continued(node, problem, outputs)
+
+    def _is_gradient(self, argument: Any) -> bool:
+        """True for an upstream gradient, whose size is an option of the search."""
+        return isinstance(argument, Ref) and self._graph.values[argument.value].is_gradient
 
     def _rule(self, node: Node) -> DefectRule:
         if node.phase == "backward":

@@ -60,8 +60,9 @@ def _softmax_backward_data(
 def _log_softmax_backward_data(
     grad_output: Interval, output: Interval, dim: int, input_dtype: torch.dtype
 ) -> Interval:
-    """Grad - exp(output) sum grad."""
-    grad, y = Box.of(grad_output), Box.of(output)
+    """Grad - exp(output) sum grad, for an output that exceeds 0 by rounding alone."""
+    slack = 16 * unit_roundoff(output.dtype) * max(1.0, abs(output.low))
+    grad, y = Box.of(grad_output), Box.of(output.intersect(upper=slack))
     along = () if not grad_output.shape else (dim % len(grad_output.shape),)
     total = summed(grad_output, along)
     share = y.increasing(torch.exp, ulps=64)
