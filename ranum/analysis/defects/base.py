@@ -78,12 +78,13 @@ def defect_rule(cls: type[DefectRule]) -> type[DefectRule]:
 
 
 def moderate(dtype: torch.dtype) -> float:
-    """The size up to which operands count as ordinary: 256, but 1.8e19 in float64.
+    """The size up to which operands count as ordinary.
 
-    It is the root of float16's largest number and the sixteenth root of float32's.
+    The sixteenth root of the largest number: 256 in float32 and bfloat16, 1.8e19 in float64.
+    In float16, whose range ends at 65,504, every size is.
     """
     largest = torch.finfo(dtype).max
-    return float(largest**0.5 if largest < 1e6 else largest ** (1 / 16))
+    return float(largest if largest < 1e6 else largest ** (1 / 16))
 
 
 def smallest_positive(dtype: torch.dtype) -> float:
