@@ -25,6 +25,7 @@ from ranum.callbacks._restart import Restart
 from ranum.callbacks._session import Session, checked
 from ranum.callbacks._trials import Trials, has_choice_of_batch_size, saved_state
 from ranum.errors import ArgumentError, MissingExtraError, RanumWarning
+from ranum.guards.culprit import eager, untouched
 from ranum.guards.guard import Guard
 from ranum.guards.recovery import Fault, Remedy, Rollback, Skip
 from ranum.guards.symptoms import Symptom, default_symptoms
@@ -258,16 +259,17 @@ class GuardCallback:
             return
         if self.analyze == "step" and not self._is_analysed:
             self._is_analysed = True
-            session.analyze(
-                partial(
-                    lightning_program,
-                    pl_module,
-                    batch,
-                    batch_idx=batch_idx,
-                    precision=_precision(trainer),
-                ),
-                confirm_seconds=self.confirm_seconds,
-            )
+            with session.contained("the analysis"), untouched(pl_module), eager():
+                session.analyze(
+                    partial(
+                        lightning_program,
+                        pl_module,
+                        batch,
+                        batch_idx=batch_idx,
+                        precision=_precision(trainer),
+                    ),
+                    confirm_seconds=self.confirm_seconds,
+                )
         if self._guard is not None and session.is_on("the guard"):
             with session.contained("the guard"):
                 replay = partial(_replay, pl_module, batch, batch_idx, _precision(trainer))
@@ -287,6 +289,8 @@ class GuardCallback:
         if session is None or guard is None or not session.is_on("the guard"):
             return
         with session.contained("the guard"):
+            if "repair" in self._allowed and not self._initial:
+                self._initial = saved_state(pl_module)  # lazy layers have got their shapes
             decision = guard.decide(self._loss, epoch=trainer.current_epoch)
             session.decision(decision)
             if decision.stop:
@@ -399,6 +403,8 @@ class GuardCallback:
         """Searches a configuration; a line on what it found, None if nothing."""
         session = self._session
         assert session is not None
+        if not pl_module.automatic_optimization:
+            return None  # such a step cannot be tried on its own
         optimizer = trainer.optimizers[0]
         loader = _training_loader(trainer)
         size = loader.batch_size if has_choice_of_batch_size(loader) else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
+from torch.optim.lr_scheduler import ConstantLR
 
 from ranum.callbacks._trials import has_choice_of_batch_size, load_state, with_batch_size
 from ranum.repair.search.surgery import apply_configuration, build_optimizer
@@ -30,6 +31,7 @@ class Restart:
         self._configuration = configuration
         self._initial = initial
         self._loader = loader
+        self._val_check_batch: Any = None
 
     def begin(self, trainer: Any, pl_module: Any) -> None:
         """New weights and optimizer at once; the running epoch ends with this batch."""
@@ -52,13 +54,20 @@ class Restart:
                 like=former,
             )
         ]
-        # A schedule made for the former optimizer would steer that one, not this.
-        trainer.strategy.lr_scheduler_configs = []
+        for config in trainer.strategy.lr_scheduler_configs:
+            # A schedule made for the former optimizer would steer that one, not this, and
+            # count beyond its end; without any, a module that asks for it would get None.
+            config.scheduler = ConstantLR(trainer.optimizers[0], factor=1.0, total_iters=0)
+            config.reduce_on_plateau, config.monitor = False, None
         trainer.fit_loop.epoch_loop.batch_progress.is_last_batch = True
+        # The epoch ends with a validation, as callbacks that monitor its metrics expect.
+        self._val_check_batch = trainer.val_check_batch
+        trainer.val_check_batch = 1
 
     def rewind(self, trainer: Any) -> None:
         """The next epoch is epoch 0 again, over a loader with the new batch size."""
         fit_loop = trainer.fit_loop
+        trainer.val_check_batch = self._val_check_batch
         size = self._configuration.get("batch_size")
         if size and has_choice_of_batch_size(self._loader) and size != self._loader.batch_size:
             source = fit_loop._data_source

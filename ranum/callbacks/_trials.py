@@ -179,11 +179,14 @@ def with_batch_size(loader: DataLoader[Any], batch_size: int) -> DataLoader[Any]
 
 
 def saved_state(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of all parameters and buffers in the host's memory, by name."""
-    return {
-        name: tensor.detach().to("cpu", copy=True)
-        for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers())
-    }
+    """Copies of all parameters and buffers in the host's memory, by name.
+
+    Empty while a lazy parameter or buffer has no shape yet.
+    """
+    tensors = dict(itertools.chain(model.named_parameters(), model.named_buffers()))
+    if any(map(nn.parameter.is_lazy, tensors.values())):
+        return {}
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import sys
 import warnings
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -26,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 
 from ranum._dispatch import DispatchMode
 from ranum.errors import RanumWarning
-from ranum.guards.snapshot import random_state, set_random_state
+from ranum.guards.snapshot import distinct, random_state, set_random_state
 from ranum.guards.types import Culprit, Extremes
 from ranum.source import UNKNOWN, Source, module_scope, user_source
 
@@ -86,7 +87,7 @@ def find_culprit(
     if run is None:
         return microscope.first_leaf()
     try:
-        with _put_back(model), _eager(), module_scope(model), torch.enable_grad():
+        with untouched(model), eager(), module_scope(model), torch.enable_grad():
             with microscope:
                 losses = run()
             gradients = [p.grad for p in model.parameters() if p.grad is not None]
@@ -506,7 +507,7 @@ def _source_inside_backward() -> Source | None:
 
 
 @contextmanager
-def _eager() -> Iterator[None]:
+def eager() -> Iterator[None]:
     """Compiled models run their Python code."""
     if "torch._dynamo" not in sys.modules:  # costs seconds to import; absent, nothing is compiled
         yield
@@ -518,65 +519,79 @@ def _eager() -> Iterator[None]:
 
 
 @contextmanager
-def _put_back(model: nn.Module) -> Iterator[None]:
-    """Puts back gradients, buffers, attributes, training flags and random numbers."""
-    devices = {parameter.device for parameter in model.parameters()}
-    random = random_state(devices)
-    modules = [(module, _attributes(module)) for module in model.modules()]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
-    for parameter, _ in gradients:
-        parameter.grad = None
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Puts back what a training step changes: runs one that must not have happened.
+
+    That is: parameters, gradients, buffers, attributes and training flags of all modules,
+    with containers, tensors, generators and modules inside them, and the global random
+    numbers. Not what other objects hold.
+    """
     with ExitStack() as stack:
-        stack.callback(set_random_state, random)
-        stack.callback(_put_back_tensors, buffers, gradients)
-        stack.callback(_put_back_attributes, modules)
+        stack.callback(set_random_state, random_state({p.device for p in model.parameters()}))
+        gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+        stack.callback(_put_back_gradients, gradients)
+        for parameter, _ in gradients:
+            parameter.grad = None
+        kept = _Kept()
+        kept.keep(model)
+        stack.callback(kept.put_back)
         yield
 
 
-def _put_back_tensors(
-    buffers: Iterable[tuple[Tensor, Tensor]],
-    gradients: Iterable[tuple[nn.Parameter, Tensor | None]],
-) -> None:
-    with torch.no_grad():
-        for buffer, saved in buffers:
-            buffer.copy_(saved)
+def _put_back_gradients(gradients: Iterable[tuple[nn.Parameter, Tensor | None]]) -> None:
     for parameter, gradient in gradients:
         parameter.grad = gradient
 
 
-def _attributes(module: nn.Module) -> dict[str, tuple[Any, Any]]:
-    """The module's attributes, and copies of those that a forward pass may change in place."""
-    return {
-        name: (value, _copied(value)) for name, value in vars(module).items() if name not in _OWN
-    }
+class _Kept:
+    """Copies of what can be changed in place, each once, however it is reached."""
 
+    def __init__(self) -> None:
+        self._things: list[tuple[Any, Any]] = []  # (the thing itself, its content)
+        self._seen: set[int] = set()
 
-_OWN = frozenset({"_parameters", "_modules"})
-
-
-def _copied(value: Any) -> Any:
-    if type(value) in (list, dict, set):
-        return value.copy()
-    if isinstance(value, Tensor) and value.is_leaf and not value.requires_grad:
-        return value.clone()
-    return None
-
-
-@torch.no_grad()
-def _put_back_attributes(modules: Iterable[tuple[nn.Module, dict[str, tuple[Any, Any]]]]) -> None:
-    for module, saved in modules:
-        current = vars(module)
-        for name in [name for name in current if name not in saved and name not in _OWN]:
-            del current[name]
-        for name, (value, content) in saved.items():
-            current[name] = value
-            if content is None:
+    def keep(self, value: Any) -> None:
+        """Copies the content of containers, tensors, generators and modules, and of theirs."""
+        waiting = [value]
+        while waiting:
+            thing = waiting.pop()
+            if id(thing) in self._seen or type(thing) in _PLAIN:
                 continue
-            if isinstance(value, Tensor):
-                value.copy_(content)
-            elif isinstance(value, list):
-                value[:] = content
+            self._seen.add(id(thing))
+            if isinstance(thing, nn.Module):
+                thing = vars(thing)
+            if type(thing) in _TABLES:
+                content: Any = dict(thing)
+                waiting.extend(content.values())
+            elif type(thing) in (list, deque):
+                content = list(thing)
+                waiting.extend(content)
+            elif type(thing) is set:
+                content = set(thing)
+            elif isinstance(thing, torch.Generator):
+                content = thing.get_state()
+            elif isinstance(thing, Tensor) and thing.is_leaf and not nn.parameter.is_lazy(thing):
+                content = distinct(thing.detach()).clone()
             else:
-                value.clear()
-                value.update(content)
+                continue
+            self._things.append((thing, content))
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """Writes everything back, in place."""
+        for thing, content in self._things:
+            if isinstance(thing, Tensor):
+                # `data`: a graph that waits for its backward pass may hold it.
+                distinct(thing.data).copy_(content)
+            elif isinstance(thing, torch.Generator):
+                thing.set_state(content)
+            elif isinstance(thing, dict | set):
+                thing.clear()
+                thing.update(content)
+            else:
+                thing.clear()
+                thing.extend(content)
+
+
+_TABLES = (dict, OrderedDict, defaultdict)
+_PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None)})

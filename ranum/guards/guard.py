@@ -178,6 +178,7 @@ class Guard:
         self._batches: list[tuple[Any, Callable[[], Any] | None]] = []
         self._watching: Any = None
         self._candidate: int | None = None
+        self._went_back = False
         self._next_snapshot = self._step
 
     def __repr__(self) -> str:
@@ -268,7 +269,7 @@ class Guard:
         del self._batches[:-BATCHES_KEPT]
         if self._is_open:
             return
-        self._is_open = True
+        self._is_open, self._went_back = True, False
         self._contained("snapshots", self._prepare)
         if self._reader.is_sampled(self._step):
             self._contained(_ALL, self._watch)
@@ -280,6 +281,10 @@ class Guard:
             loss: As a tensor, so that it is read together with the gradients.
             epoch: Counting from 0.
         """
+        if self._went_back:
+            # A second optimizer, on a graph that the state gone back to has nothing to do with.
+            self._drop_gradients()
+            return Decision(proceed=False)
         self._unwatch()
         decision = self._contained(_ALL, lambda: self._decide(loss, epoch))
         self._step += 1
@@ -292,13 +297,13 @@ class Guard:
     def end(self) -> None:
         """Call after the step. Between micro-batches, before `decide`, it changes nothing."""
         if self._is_decided:
-            self._is_decided = self._is_open = False
+            self._is_decided = self._is_open = self._went_back = False
             self._batches.clear()
 
     def abandon(self) -> None:
         """Forgets a step that has begun and will not be decided, as after an exception."""
         self._unwatch()
-        self._is_decided = self._is_open = False
+        self._is_decided = self._is_open = self._went_back = False
         self._batches.clear()
         self._drop_candidate()
 
@@ -333,6 +338,7 @@ class Guard:
         for step, factor in self._cuts:
             if step >= back_to:
                 _scale_learning_rates(self.optimizers, self.snapshots.schedulers, factor)
+        self._went_back = True
         self._monitor.reset(back_to)
         self._health.restart()
         self._next_snapshot = self._step + self.snapshot_every

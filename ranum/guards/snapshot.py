@@ -121,7 +121,7 @@ class _Memory:
 
     def store(self, live: Tensor) -> _Copy:
         """Memory that holds the values of `live` after `flush`."""
-        live = _distinct(live.detach())
+        live = distinct(live.detach())
         free = self._free.get(_kind(live))
         saved = free.pop() if free else torch.empty_like(live)
         self._used.append(saved)
@@ -144,7 +144,7 @@ def _kind(tensor: Tensor) -> Any:
     return (tensor.shape, tensor.dtype, tensor.device, type(tensor))
 
 
-def _distinct(tensor: Tensor) -> Tensor:
+def distinct(tensor: Tensor) -> Tensor:
     """The tensor without the repetitions that `expand` made: writing to those is an error."""
     if tensor.layout is not torch.strided or 0 not in tensor.stride():
         return tensor
@@ -389,7 +389,9 @@ class Snapshots:
         known = {id(p): p for p, _ in snapshot.parameters.values()}
         for optimizer, state in zip(self.optimizers, snapshot.optimizers, strict=True):
             self._load(optimizer, state, pairs, known)
-        _copy_all([(_distinct(target.detach()), source) for target, source in pairs])
+        # `data`, not `detach`: with several optimizers a graph may still be waiting for its
+        # backward pass, which would raise if it saw its parameters change.
+        _copy_all([(distinct(target.data), source) for target, source in pairs])
         for other, saved in zip(self._others(), snapshot.others, strict=True):
             other.load_state_dict(self._copied(saved, known))
         if snapshot.random is not None:
@@ -521,7 +523,7 @@ class _BufferCopies:
         pairs: Pairs = []
         self._saved, self._large = [], []
         for _, _, buffer in places:
-            live = None if buffer is None else _distinct(buffer.detach())
+            live = None if buffer is None else distinct(buffer.detach())
             saved = None if live is None else torch.empty_like(live)
             self._saved.append(saved)
             if live is None or saved is None:
@@ -538,7 +540,7 @@ class _BufferCopies:
         for (table, name, buffer), saved in zip(self._places, self._saved, strict=True):
             table[name] = buffer
             if buffer is not None and saved is not None:
-                pairs.append((_distinct(buffer.detach()), saved))
+                pairs.append((distinct(buffer.detach()), saved))
         _copy_all(pairs)
 
 
@@ -586,7 +588,7 @@ def _fits(live: Any, saved: Tensor) -> bool:
     return (
         isinstance(live, Tensor)
         and live.dtype == saved.dtype
-        and _distinct(live.detach()).shape == saved.shape
+        and distinct(live.detach()).shape == saved.shape
     )
 
 
