@@ -376,7 +376,7 @@ class GuardCallback:
         self._guard = Guard(
             pl_module,
             optimizers,
-            symptoms=default_symptoms() if self.symptoms is None else self.symptoms,
+            symptoms=_symptoms(len(optimizers)) if self.symptoms is None else self.symptoms,
             remedies=self._remedies(trainer, pl_module),
             sample_every=self.sample_every,
             snapshot_every=self.snapshot_every,
@@ -481,6 +481,11 @@ def default_callback() -> type:
 
 def _is_installed(name: str) -> bool:
     return importlib.util.find_spec(name.partition(".")[0]) is not None
+
+
+def _symptoms(optimizers: int) -> tuple[Symptom, ...]:
+    """The default rules; without those about the whole run where several losses alternate."""
+    return tuple(rule for rule in default_symptoms() if optimizers == 1 or not rule.is_of_run)
 
 
 def _is_positive_int(value: Any) -> bool:
