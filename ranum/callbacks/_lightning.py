@@ -25,7 +25,6 @@ from ranum.callbacks._restart import Restart
 from ranum.callbacks._session import Session, checked
 from ranum.callbacks._trials import Trials, has_choice_of_batch_size, saved_state
 from ranum.errors import ArgumentError, MissingExtraError, RanumWarning
-from ranum.guards.culprit import eager, untouched
 from ranum.guards.guard import Guard
 from ranum.guards.recovery import Fault, Remedy, Rollback, Skip
 from ranum.guards.symptoms import Symptom, default_symptoms
@@ -259,17 +258,16 @@ class GuardCallback:
             return
         if self.analyze == "step" and not self._is_analysed:
             self._is_analysed = True
-            with session.contained("the analysis"), untouched(pl_module), eager():
-                session.analyze(
-                    partial(
-                        lightning_program,
-                        pl_module,
-                        batch,
-                        batch_idx=batch_idx,
-                        precision=_precision(trainer),
-                    ),
-                    confirm_seconds=self.confirm_seconds,
-                )
+            session.analyze(
+                partial(
+                    lightning_program,
+                    pl_module,
+                    batch,
+                    batch_idx=batch_idx,
+                    precision=_precision(trainer),
+                ),
+                confirm_seconds=self.confirm_seconds,
+            )
         if self._guard is not None and session.is_on("the guard"):
             with session.contained("the guard"):
                 replay = partial(_replay, pl_module, batch, batch_idx, _precision(trainer))

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Subset
 
+from ranum._untouched import untouched
 from ranum.analysis.capture.lightning import lightning_program
-from ranum.analysis.capture.preserve import preserved
 from ranum.repair.search.reporter import Reporter
 from ranum.repair.search.surgery import apply_configuration, build_optimizer
 
@@ -57,7 +57,7 @@ class Trials:
 
     def train(self, configuration: dict[str, Any], report: Reporter) -> float:
         """Trains a copy of the module; the mean loss on held-out data."""
-        with preserved(None):  # the run's random numbers are not used up
+        with untouched(None):  # the run's random numbers are not used up
             torch.manual_seed(report.seed)
             model = copy.deepcopy(self.module)
             load_state(model, self.initial)

@@ -13,9 +13,7 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from types import FrameType
 from typing import Any
@@ -26,8 +24,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_leaves
 
 from ranum._dispatch import DispatchMode
+from ranum._untouched import eager, untouched
 from ranum.errors import RanumWarning
-from ranum.guards.snapshot import distinct, random_state, set_random_state
 from ranum.guards.types import Culprit, Extremes
 from ranum.source import UNKNOWN, Source, module_scope, user_source
 
@@ -504,94 +502,3 @@ def _source_inside_backward() -> Source | None:
 
 
 # --- leaving no trace ----------------------------------------------------------------------
-
-
-@contextmanager
-def eager() -> Iterator[None]:
-    """Compiled models run their Python code."""
-    if "torch._dynamo" not in sys.modules:  # costs seconds to import; absent, nothing is compiled
-        yield
-        return
-    with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
-        # The hooks of `module_scope` are global, for the time of the replay.
-        warnings.filterwarnings("ignore", "Using `torch.compile", UserWarning)
-        yield
-
-
-@contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Puts back what a training step changes: runs one that must not have happened.
-
-    That is: parameters, gradients, buffers, attributes and training flags of all modules,
-    with containers, tensors, generators and modules inside them, and the global random
-    numbers. Not what other objects hold.
-    """
-    with ExitStack() as stack:
-        stack.callback(set_random_state, random_state({p.device for p in model.parameters()}))
-        gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
-        stack.callback(_put_back_gradients, gradients)
-        for parameter, _ in gradients:
-            parameter.grad = None
-        kept = _Kept()
-        kept.keep(model)
-        stack.callback(kept.put_back)
-        yield
-
-
-def _put_back_gradients(gradients: Iterable[tuple[nn.Parameter, Tensor | None]]) -> None:
-    for parameter, gradient in gradients:
-        parameter.grad = gradient
-
-
-class _Kept:
-    """Copies of what can be changed in place, each once, however it is reached."""
-
-    def __init__(self) -> None:
-        self._things: list[tuple[Any, Any]] = []  # (the thing itself, its content)
-        self._seen: set[int] = set()
-
-    def keep(self, value: Any) -> None:
-        """Copies the content of containers, tensors, generators and modules, and of theirs."""
-        waiting = [value]
-        while waiting:
-            thing = waiting.pop()
-            if id(thing) in self._seen or type(thing) in _PLAIN:
-                continue
-            self._seen.add(id(thing))
-            if isinstance(thing, nn.Module):
-                thing = vars(thing)
-            if type(thing) in _TABLES:
-                content: Any = dict(thing)
-                waiting.extend(content.values())
-            elif type(thing) in (list, deque):
-                content = list(thing)
-                waiting.extend(content)
-            elif type(thing) is set:
-                content = set(thing)
-            elif isinstance(thing, torch.Generator):
-                content = thing.get_state()
-            elif isinstance(thing, Tensor) and thing.is_leaf and not nn.parameter.is_lazy(thing):
-                content = distinct(thing.detach()).clone()
-            else:
-                continue
-            self._things.append((thing, content))
-
-    @torch.no_grad()
-    def put_back(self) -> None:
-        """Writes everything back, in place."""
-        for thing, content in self._things:
-            if isinstance(thing, Tensor):
-                # `data`: a graph that waits for its backward pass may hold it.
-                distinct(thing.data).copy_(content)
-            elif isinstance(thing, torch.Generator):
-                thing.set_state(content)
-            elif isinstance(thing, dict | set):
-                thing.clear()
-                thing.update(content)
-            else:
-                thing.clear()
-                thing.extend(content)
-
-
-_TABLES = (dict, OrderedDict, defaultdict)
-_PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None)})

@@ -17,7 +17,7 @@ from ranum.guards.culprit import find_culprit
 from ranum.guards.readings import TorchReader
 from ranum.guards.recovery import Fault, Ladder, Outcome, Remedy, default_remedies
 from ranum.guards.snapshot import Snapshots, Stateful, as_optimizers
-from ranum.guards.symptoms import Monitor, Symptom, default_symptoms
+from ranum.guards.symptoms import CODES, Monitor, Symptom, default_symptoms
 from ranum.guards.types import Culprit, Extremes, Finding, History, Incident, Reading
 from ranum.source import Source
 
@@ -434,6 +434,13 @@ class Guard:
         known = len(self._ladder.internal_faults)
         outcome = self._ladder.apply(fault, self)
         self._faults += self._ladder.internal_faults[known:]
+        if outcome is None and CODES[finding.code].is_of_run:
+            # Nothing in this step is broken; to end the run is for the user to decide.
+            self._monitor.silence(finding.code)
+            outcome = Outcome(
+                action="go on",
+                detail="no remedy is left; training goes on, and this rule is switched off",
+            )
         if outcome is None:
             outcome = Outcome(
                 action="stop",

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import copy
 import operator
-import random
-import sys
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ranum._untouched import RandomState, distinct, random_state, set_random_state
 from ranum.errors import ArgumentError, RanumError
 
 SMALL_BUFFER = 1 << 16
@@ -49,50 +48,6 @@ class Stateful(Protocol):
 
 
 # --- random numbers ------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class RandomState:
-    """States of random number generators; None or missing where one was not captured."""
-
-    torch: Tensor
-    cuda: Mapping[int, Tensor]
-    python: Any = None
-    numpy: Any = None
-
-
-def random_state(
-    devices: Iterable[torch.device] = (), *, all_generators: bool = True
-) -> RandomState:
-    """The state of the global generators.
-
-    Args:
-        devices: Devices whose generators are captured besides the CPU's.
-        all_generators: Also those of Python and, if it has been imported, numpy; they take
-            a hundred times longer (0.1 ms) than torch's.
-    """
-    numpy = sys.modules.get("numpy") if all_generators else None
-    return RandomState(
-        torch=torch.get_rng_state(),
-        cuda={
-            device.index or 0: torch.cuda.get_rng_state(device)
-            for device in devices
-            if device.type == "cuda"
-        },
-        python=random.getstate() if all_generators else None,
-        numpy=None if numpy is None else numpy.random.get_state(),
-    )
-
-
-def set_random_state(state: RandomState) -> None:
-    """Puts the generators back that `state` holds."""
-    torch.set_rng_state(state.torch)
-    for index, generator in state.cuda.items():
-        torch.cuda.set_rng_state(generator, index)
-    if state.python is not None:
-        random.setstate(state.python)
-    if state.numpy is not None:
-        sys.modules["numpy"].random.set_state(state.numpy)
 
 
 # --- memory --------------------------------------------------------------------------------
@@ -142,16 +97,6 @@ class _Memory:
 
 def _kind(tensor: Tensor) -> Any:
     return (tensor.shape, tensor.dtype, tensor.device, type(tensor))
-
-
-def distinct(tensor: Tensor) -> Tensor:
-    """The tensor without the repetitions that `expand` made: writing to those is an error."""
-    if tensor.layout is not torch.strided or 0 not in tensor.stride():
-        return tensor
-    for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
-        if stride == 0 and size > 1:
-            tensor = tensor.narrow(dim, 0, 1)
-    return tensor
 
 
 def _copy_all(pairs: Pairs) -> None:

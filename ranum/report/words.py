@@ -19,6 +19,7 @@ ACTIONS = {
     "clip": "Inserted a clip",
     "repair": "Repaired the configuration",
     "stop": "Stopped the run",
+    "go on": "Went on",
 }
 """What a remedy did, by its name; other names are shown as they are."""
 

@@ -125,7 +125,7 @@ def test_results_are_plain_data():
 
 
 def test_save_chooses_the_form_by_suffix(tmp_path):
-    analysis = analyze(lambda x: torch.log(x).mean(), X)
+    analysis = analyze(lambda x: torch.log(x).mean(), X, inputs={"x": (0.0, 1.0)})
     assert (
         json.loads(analysis.save(tmp_path / "a.json").read_text())["defects"][0]["code"] == "RN101"
     )
@@ -174,6 +174,52 @@ def test_manual_optimization_moves_no_weight():
     analysis = analyze(module, X)
     assert torch.equal(before, module.layer.weight)
     assert [defect.code for defect in analysis.defects] == ["RN106"]
+
+
+def test_two_optimizers():
+    pl = pytest.importorskip("pytorch_lightning")
+
+    class Gan(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+            self.make, self.judge = nn.Linear(3, 3), nn.Linear(3, 1)
+
+        def training_step(self, batch, batch_idx):
+            first, second = self.optimizers()
+            self.manual_backward(-torch.log(torch.sigmoid(self.judge(self.make(batch)))).mean())
+            first.step()
+            second.zero_grad()
+
+        def configure_optimizers(self):
+            parts = (self.make, self.judge)
+            return [torch.optim.SGD(part.parameters(), lr=0.1) for part in parts], []
+
+    analysis = analyze(Gan(), X, weights=100.0)
+    assert [defect.code for defect in analysis.defects] == ["RN101"]
+
+
+def test_analysis_leaves_no_trace_in_what_modules_hold():
+    class Holder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 1)
+            self.average = [torch.zeros(3)]
+            self.generator = torch.Generator().manual_seed(1)
+
+        def forward(self, x):
+            self.average[0].add_(x.mean(0).detach())
+            noise = torch.randn(3, generator=self.generator)
+            with torch.no_grad():
+                self.layer.weight.clamp_(-0.01, 0.01)
+            return self.layer(x + noise).mean()
+
+    model = Holder()
+    weight, state = model.layer.weight.clone(), model.generator.get_state()
+    analyze(model, X)
+    assert torch.equal(model.layer.weight, weight)
+    assert torch.equal(model.average[0], torch.zeros(3))
+    assert torch.equal(model.generator.get_state(), state)
 
 
 def test_analysis_imports_no_optional_package():

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ranum.analysis.capture.preserve import preserved
+from ranum._untouched import untouched
 from ranum.analysis.capture.recorder import record
 from ranum.analysis.capture.torch import function_program, module_program
 from ranum.analysis.evaluate import evaluate, needed_nodes
@@ -97,7 +97,7 @@ def test_recording_does_not_change_loss_or_gradients():
     plain = run()
     model.zero_grad()
     torch.manual_seed(1)
-    with preserved(model):
+    with untouched(model):
         torch.manual_seed(1)
         seen: list[torch.Tensor] = []
 

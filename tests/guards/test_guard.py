@@ -656,3 +656,17 @@ def test_example(capsys):
     assert "`torch.log(spread)`" in told
     assert "rollback: went back to step 0; learning rate x 0.5" in told
     assert "skip: left the batch out: NaN in batch[1]" in told
+
+
+def test_a_fault_of_the_run_does_not_end_it_when_no_remedy_is_left():
+    torch.manual_seed(0)
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    guard = Guard(model, optimizer, remedies=[], strict=True)
+    x = torch.randn(8, 3)
+    for i in range(200):
+        with guard.step(x) as step:
+            step.backward(lambda scale=1.0 if i < 20 else 100.0: scale * (model(x) ** 2 + 1).mean())
+    assert [incident.action for incident in guard.history.incidents] == ["go on"]
+    assert guard.history.incidents[0].finding.code == "RN208"
+    assert guard.current_step == 200

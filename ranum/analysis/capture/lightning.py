@@ -6,6 +6,7 @@ Lightning itself is not imported: the module is recognised by what it can do.
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -91,6 +92,24 @@ class _StillScheduler:
         return [0.0]
 
 
+def _one_or_list(things: list[Any]) -> Any:
+    return things[0] if len(things) == 1 else things
+
+
+def _optimizer_count(module: nn.Module) -> int:
+    """How many optimizers the module's Trainer has, or its configuration makes."""
+    trainer = getattr(module, "_trainer", None)
+    if trainer is not None and trainer.optimizers:
+        return len(trainer.optimizers)
+    configure: Any = getattr(module, "configure_optimizers", None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Lightning's own, where nothing is configured
+        configured = configure() if callable(configure) else None
+    if isinstance(configured, tuple) and len(configured) == 2 and isinstance(configured[0], list):
+        configured = configured[0]  # optimizers and schedulers
+    return len(configured) if isinstance(configured, (list, tuple)) and configured else 1
+
+
 @contextmanager
 def detached(module: nn.Module) -> Iterator[None]:
     """Cuts a LightningModule off from its Trainer: logging and optimizer steps do nothing."""
@@ -105,8 +124,12 @@ def detached(module: nn.Module) -> Iterator[None]:
         "log": nothing,
         "log_dict": nothing,
         "print": nothing,
-        "optimizers": lambda *args, **kwargs: _StillOptimizer(module),
-        "lr_schedulers": _StillScheduler,
+        "optimizers": lambda *args, **kwargs: _one_or_list(
+            [_StillOptimizer(module) for _ in range(_optimizer_count(module))]
+        ),
+        "lr_schedulers": lambda: _one_or_list(
+            [_StillScheduler() for _ in range(_optimizer_count(module))]
+        ),
         "manual_backward": manual_backward,
         "toggle_optimizer": nothing,
         "untoggle_optimizer": nothing,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten_with_path, tree_map_with_path
 
-from ranum.analysis.capture.preserve import preserved
+from ranum._untouched import untouched
 from ranum.analysis.capture.recorder import record
 from ranum.analysis.graph import Graph
 
@@ -53,7 +53,7 @@ class Program:
 
     def capture(self, *, observe: bool = True) -> Graph:
         """Runs the step once under the recorder; the model's state is put back."""
-        with preserved(self.model), torch.enable_grad():
+        with untouched(self.model), torch.enable_grad():
             return record(
                 lambda: self.step(*self.arguments),
                 model=self.model,
@@ -92,7 +92,7 @@ class Program:
     def substituted(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
         """Other values in the parameters while the block runs; everything is put back."""
         saved = {name: self.parameters[name].detach().clone() for name in weights}
-        with preserved(self.model), torch.enable_grad():
+        with untouched(self.model), torch.enable_grad():
             try:
                 self._assign(weights)
                 yield

@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ranum._dispatch import DispatchMode
+from ranum._untouched import eager
 from ranum.analysis.capture.canonical import (
     Canonical,
     bind,
@@ -401,8 +402,7 @@ def recording(
     """
     recorder = Recorder(inputs, parameters, observe)
     with ExitStack() as stack:
-        if "torch._dynamo" in sys.modules:  # costs seconds to import; absent, nothing is compiled
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(eager())
         if model is not None:
             stack.enter_context(module_scope(model))
             names = {id(module): name for name, module in model.named_modules()}

@@ -420,6 +420,10 @@ class Monitor:
     def __repr__(self) -> str:
         return f"Monitor({list(self.symptoms)!r}, strict={self.strict})"
 
+    def silence(self, code: str) -> None:
+        """Runs the symptoms of a code no more."""
+        self._active = [symptom for symptom in self._active if symptom.code != code]
+
     def observe(self, reading: Reading) -> tuple[Finding, ...]:
         """Takes up a reading and returns what is new about it, faults first."""
         window = self.window

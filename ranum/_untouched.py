@@ -1,0 +1,173 @@
+"""Running somebody's training step without leaving a trace of it.
+
+Both ground floors do that: the analysis records a step before training, the culprit search
+replays one that failed.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import warnings
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# --- random numbers ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class RandomState:
+    """States of random number generators; None or missing where one was not captured."""
+
+    torch: Tensor
+    cuda: Mapping[int, Tensor]
+    python: Any = None
+    numpy: Any = None
+
+
+def random_state(
+    devices: Iterable[torch.device] = (), *, all_generators: bool = True
+) -> RandomState:
+    """The state of the global generators.
+
+    Args:
+        devices: Devices whose generators are captured besides the CPU's.
+        all_generators: Also those of Python and, if it has been imported, numpy; they take
+            a hundred times longer (0.1 ms) than torch's.
+    """
+    numpy = sys.modules.get("numpy") if all_generators else None
+    return RandomState(
+        torch=torch.get_rng_state(),
+        cuda={
+            device.index or 0: torch.cuda.get_rng_state(device)
+            for device in devices
+            if device.type == "cuda"
+        },
+        python=random.getstate() if all_generators else None,
+        numpy=None if numpy is None else numpy.random.get_state(),
+    )
+
+
+def set_random_state(state: RandomState) -> None:
+    """Puts the generators back that `state` holds."""
+    torch.set_rng_state(state.torch)
+    for index, generator in state.cuda.items():
+        torch.cuda.set_rng_state(generator, index)
+    if state.python is not None:
+        random.setstate(state.python)
+    if state.numpy is not None:
+        sys.modules["numpy"].random.set_state(state.numpy)
+
+
+# --- tensors -------------------------------------------------------------------------------
+
+
+def distinct(tensor: Tensor) -> Tensor:
+    """The tensor without the repetitions that `expand` made: writing to those is an error."""
+    if tensor.layout is not torch.strided or 0 not in tensor.stride():
+        return tensor
+    for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
+        if stride == 0 and size > 1:
+            tensor = tensor.narrow(dim, 0, 1)
+    return tensor
+
+
+# --- steps ---------------------------------------------------------------------------------
+
+
+@contextmanager
+def eager() -> Iterator[None]:
+    """Compiled models run their Python code."""
+    if "torch._dynamo" not in sys.modules:  # costs seconds to import; absent, nothing is compiled
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
+        # The hooks of `module_scope` are global, for the time of the replay.
+        warnings.filterwarnings("ignore", "Using `torch.compile", UserWarning)
+        yield
+
+
+@contextmanager
+def untouched(model: nn.Module | None) -> Iterator[None]:
+    """Puts back what a training step changes: runs one that must not have happened.
+
+    That is: parameters, gradients, buffers, attributes and training flags of all modules,
+    with containers, tensors, generators and modules inside them, and the global random
+    numbers; without a model, the random numbers alone. Not what other objects hold.
+    """
+    parameters = [] if model is None else list(model.parameters())
+    with ExitStack() as stack:
+        stack.callback(set_random_state, random_state({p.device for p in parameters}))
+        gradients = [(parameter, parameter.grad) for parameter in parameters]
+        stack.callback(_put_back_gradients, gradients)
+        for parameter, _ in gradients:
+            parameter.grad = None
+        kept = _Kept()
+        kept.keep(model)
+        stack.callback(kept.put_back)
+        yield
+
+
+def _put_back_gradients(gradients: Iterable[tuple[nn.Parameter, Tensor | None]]) -> None:
+    for parameter, gradient in gradients:
+        parameter.grad = gradient
+
+
+class _Kept:
+    """Copies of what can be changed in place, each once, however it is reached."""
+
+    def __init__(self) -> None:
+        self._things: list[tuple[Any, Any]] = []  # (the thing itself, its content)
+        self._seen: set[int] = set()
+
+    def keep(self, value: Any) -> None:
+        """Copies the content of containers, tensors, generators and modules, and of theirs."""
+        waiting = [value]
+        while waiting:
+            thing = waiting.pop()
+            if id(thing) in self._seen or type(thing) in _PLAIN:
+                continue
+            self._seen.add(id(thing))
+            if isinstance(thing, nn.Module):
+                thing = vars(thing)
+            if type(thing) in _TABLES:
+                content: Any = dict(thing)
+                waiting.extend(content.values())
+            elif type(thing) in (list, deque):
+                content = list(thing)
+                waiting.extend(content)
+            elif type(thing) is set:
+                content = set(thing)
+            elif isinstance(thing, torch.Generator):
+                content = thing.get_state()
+            elif isinstance(thing, Tensor) and thing.is_leaf and not nn.parameter.is_lazy(thing):
+                content = distinct(thing.detach()).clone()
+            else:
+                continue
+            self._things.append((thing, content))
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """Writes everything back, in place."""
+        for thing, content in self._things:
+            if isinstance(thing, Tensor):
+                # `data`: a graph that waits for its backward pass may hold it.
+                distinct(thing.data).copy_(content)
+            elif isinstance(thing, torch.Generator):
+                thing.set_state(content)
+            elif isinstance(thing, dict | set):
+                thing.clear()
+                thing.update(content)
+            else:
+                thing.clear()
+                thing.extend(content)
+
+
+_TABLES = (dict, OrderedDict, defaultdict)
+_PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None)})
