@@ -85,7 +85,8 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'ranum' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value
+    if name != "RanumCallback":  # which depends on the Lightning namespaces imported by then
+        globals()[name] = value
     return value
 
 

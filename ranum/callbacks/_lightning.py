@@ -49,7 +49,9 @@ class GuardCallback:
     taken out again; the report holds the diff for your source.
 
     A fault inside Ranum is reported once and switches off the part that failed; training goes
-    on as it would without Ranum.
+    on as it would without Ranum. In a withheld step all gradients are None, so a hook of yours
+    that reads them should expect that. A `training_step` that draws batches from an iterator of
+    its own loses one to the analysis; use analyze="off" there.
 
     Args:
         analyze: "step" analyses the first training step; "off" does not.

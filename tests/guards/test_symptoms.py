@@ -9,6 +9,7 @@ from typing import ClassVar
 import pytest
 from guard_runs.runs import CORRUPT_STEP, HEALTHY, SICK, SPIKE_STEP, Run
 
+from ranum import explain
 from ranum.errors import ArgumentError, RanumWarning
 from ranum.guards.symptoms import (
     CODES,
@@ -23,7 +24,6 @@ from ranum.guards.symptoms import (
     VanishingGradient,
     Window,
     default_symptoms,
-    explain,
     register,
 )
 from ranum.guards.types import ActivationReading, Finding, Reading

@@ -17,7 +17,6 @@ from ranum.guards.symptoms.base import (
     Symptom,
     Trend,
     Window,
-    explain,
     register,
 )
 from ranum.guards.symptoms.diverged import Diverged
@@ -47,7 +46,6 @@ __all__ = [
     "VanishingGradient",
     "Window",
     "default_symptoms",
-    "explain",
     "register",
 ]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import warnings
 from collections import deque
@@ -374,18 +373,6 @@ def register(symptom: _S) -> _S:
         raise ArgumentError(f"{symptom.__name__} has no docstring; it is the page of {code}.")
     CODES[code] = symptom
     return symptom
-
-
-def explain(code: str) -> str:
-    """The page of a symptom, by code ("RN202") or class name ("ExplodingGradient").
-
-    Raises:
-        ArgumentError: If there is no such symptom.
-    """
-    for known, symptom in CODES.items():
-        if code in (known, symptom.__name__):
-            return f"{known} {symptom.__name__}\n\n{inspect.getdoc(symptom)}"
-    raise ArgumentError(f"code must be one of {', '.join(sorted(CODES))}; got {code!r}.")
 
 
 class Monitor:
