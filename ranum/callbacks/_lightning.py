@@ -145,7 +145,6 @@ class GuardCallback:
         self._allowed: tuple[RemedyName, ...] = self.on_fault
         self._restart: Restart | None = None
         self._is_analysed = False
-        self._is_standing_by = False
 
     def __repr__(self) -> str:
         return (
@@ -215,7 +214,6 @@ class GuardCallback:
         self._is_analysed = is_taken_up
         others = [cb for cb in trainer.callbacks if isinstance(cb, GuardCallback)]
         if others and others[0] is not self:
-            self._is_standing_by = True
             warnings.warn(
                 RanumWarning("Ranum: another RanumCallback guards this run; this one stands by."),
                 stacklevel=2,
@@ -367,7 +365,7 @@ class GuardCallback:
     def _make_guard(self, trainer: Any, pl_module: Any) -> None:
         session = self._session
         assert session is not None
-        former = None if self._guard is None else self._guard
+        former = self._guard
         if former is not None:
             former.close()
         optimizers = list(trainer.optimizers)

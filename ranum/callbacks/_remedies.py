@@ -62,7 +62,7 @@ class RepairConfiguration:
     """Searches a configuration that trains, and asks for a restart from it. Fits once.
 
     Args:
-        search: Runs the search; True if it found a configuration.
+        search: Runs the search; a sentence on the configuration it found, None if it found none.
     """
 
     name = "repair"

@@ -63,22 +63,6 @@ class Program:
                 observe=observe,
             )
 
-    def run(
-        self,
-        inputs: Mapping[str, Tensor] | None = None,
-        weights: Mapping[str, Tensor] | None = None,
-    ) -> Tensor | None:
-        """The loss for other inputs or weights, gradients included where they belong.
-
-        Gradients are left on the parameters only while `substituted` is open; the state of
-        the model is put back.
-        """
-        with self.substituted(weights or {}):
-            loss = self.step(*self.batch(inputs or {}))
-            if self.backward and isinstance(loss, Tensor) and loss.requires_grad:
-                loss.sum().backward()
-            return loss.detach() if isinstance(loss, Tensor) else None
-
     def batch(self, inputs: Mapping[str, Tensor]) -> tuple[Any, ...]:
         """The example batch with some tensors replaced, by name."""
 
