@@ -56,6 +56,8 @@ class Source:
         module: Path of the innermost `nn.Module` running, "" for the root, None outside one.
         lines: The lines of the expression as they stood when it ran; a live patch may change
             them later. Empty where they could not be read.
+        node: Name of the operator in a graph that was not written in Python (an ONNX node, a
+            TensorFlow operation), "" otherwise.
     """
 
     file: str
@@ -66,6 +68,7 @@ class Source:
     function: str = ""
     module: str | None = None
     lines: tuple[str, ...] = field(default=(), compare=False, repr=False)
+    node: str = ""
 
     @property
     def expression(self) -> str:
@@ -75,13 +78,14 @@ class Source:
 
     @property
     def location(self) -> str:
-        """`file:line`, with the file shown relative to the working directory if inside it."""
-        return f"{display_path(self.file)}:{self.line}" if self.line else display_path(self.file)
+        """`file:line`, or `file:node`; files inside the working directory are shown relative."""
+        place = str(self.line) if self.line else self.node
+        return f"{display_path(self.file)}:{place}" if place else display_path(self.file)
 
     @property
     def is_known(self) -> bool:
-        """True if the place has a file and a line."""
-        return self.line > 0
+        """True if the place has a file and a line, or names a node of a graph."""
+        return self.line > 0 or self.node != ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -93,6 +97,7 @@ class Source:
             "end_column": self.end_column,
             "function": self.function,
             "module": self.module,
+            "node": self.node,
             "expression": self.expression,
         }
 
@@ -122,8 +127,12 @@ def user_source(start: FrameType | None = None) -> Source:
         start: Frame to begin at; the caller's by default.
 
     Returns:
-        `UNKNOWN` when no frame on the stack belongs to a user.
+        The place given to `located` while such a block runs in this thread; `UNKNOWN` when
+        no frame on the stack belongs to a user.
     """
+    place: Source | None = getattr(_running, "place", None)
+    if place is not None:
+        return place
     frame: FrameType | None = start if start is not None else sys._getframe(1)
     while frame is not None:
         code = frame.f_code
@@ -223,6 +232,21 @@ def _one_line(text: str) -> str:
 # --- which nn.Module is running ------------------------------------------------------------
 
 _running = threading.local()
+
+
+@contextmanager
+def located(place: Source) -> Iterator[None]:
+    """Makes `place` the running expression of this thread.
+
+    For graphs that are carried out operator by operator, where the Python stack shows the
+    interpreter instead of the user's model.
+    """
+    outer = getattr(_running, "place", None)
+    _running.place = place
+    try:
+        yield
+    finally:
+        _running.place = outer
 
 
 def current_module() -> str | None:
