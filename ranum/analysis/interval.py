@@ -17,20 +17,21 @@ last place plus an absolute term; sums, matrix products and convolutions by `gam
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from ctypes import c_float
 from typing import Any
 
 import torch
 from torch import Tensor
 
+_CPU = torch.device("cpu")
+
 MERGE_ABOVE = 1 << 16
 """Results with more bound elements than this are merged to one bound per channel (dim 1)."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Interval:
-    """Bounds on every element of a tensor.
+    """Bounds on every element of a tensor. Never changed once made.
 
     Attributes:
         lower: Lower bounds, rank of `shape`, each dimension full or 1.
@@ -38,15 +39,41 @@ class Interval:
         shape: Shape of the bounded tensor.
         dtype: Element type of the bounded tensor; the bounds have it too.
         may_nan: True if an element can be NaN.
+
+    One pair of bounds for all elements is kept as two Python numbers: such an interval
+    `is_uniform`, and its tensors `lower` and `upper` are made when somebody asks for them.
     """
 
-    lower: Tensor
-    upper: Tensor
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    may_nan: bool = False
+    __slots__ = ("_high", "_low", "_lower", "_upper", "dtype", "may_nan", "shape")
+
+    def __init__(
+        self,
+        lower: Tensor,
+        upper: Tensor,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        may_nan: bool = False,
+    ) -> None:
+        self._lower: Tensor | None = lower
+        self._upper: Tensor | None = upper
+        self._low: Any = None
+        self._high: Any = None
+        self.shape = shape
+        self.dtype = dtype
+        self.may_nan = may_nan
 
     # --- making ----------------------------------------------------------------------------
+
+    @staticmethod
+    def uniform(
+        low: float, high: float, shape: tuple[int, ...], dtype: torch.dtype, may_nan: bool = False
+    ) -> Interval:
+        """One pair of bounds, which must be numbers of `dtype` already; `full` rounds them."""
+        interval = Interval.__new__(Interval)
+        interval._lower = interval._upper = None
+        interval._low, interval._high = low, high
+        interval.shape, interval.dtype, interval.may_nan = shape, dtype, may_nan
+        return interval
 
     @staticmethod
     def point(data: Tensor) -> Interval:
@@ -70,9 +97,19 @@ class Interval:
 
         NaN bounds, the sign of a rule that met inf - inf, become [-inf, inf] with `may_nan`.
         """
+        if isinstance(lower, (int, float)) and isinstance(upper, (int, float)):
+            if math.isnan(lower) or math.isnan(upper):
+                lower, upper, may_nan = -math.inf, math.inf, True
+            return Interval.full(lower, upper, shape, dtype).with_nan(may_nan)
         low = _ranked(torch.as_tensor(lower), len(shape)).to(dtype)
         high = _ranked(torch.as_tensor(upper), len(shape)).to(dtype)
-        low, high = torch.broadcast_tensors(low, high)
+        if low.shape != high.shape:
+            low, high = torch.broadcast_tensors(low, high)
+        if low.numel() == 1 and not (low.requires_grad or high.requires_grad):
+            least, most = low.item(), high.item()
+            if math.isnan(least) or math.isnan(most):
+                least, most, may_nan = -math.inf, math.inf, True
+            return Interval.uniform(least, most, tuple(shape), dtype, may_nan)
         if dtype.is_floating_point:
             bad = low.isnan() | high.isnan()
             if bool(bad.any()):
@@ -86,14 +123,16 @@ class Interval:
         lower: float, upper: float, shape: Sequence[int], dtype: torch.dtype, device: Any = None
     ) -> Interval:
         """One pair of numbers for all elements, rounded outward into `dtype`."""
-        ones = (1,) * len(shape)
         low, high = round_down(lower, dtype), round_up(upper, dtype)
-        return Interval(
-            torch.full(ones, low, dtype=dtype, device=device),
-            torch.full(ones, high, dtype=dtype, device=device),
-            tuple(shape),
-            dtype,
-        )
+        if not dtype.is_floating_point:
+            whole: Callable[[Any], Any] = bool if dtype == torch.bool else int
+            low, high = whole(low), whole(high)
+        interval = Interval.uniform(low, high, tuple(shape), dtype)
+        if device is not None and torch.device(device).type != "cpu":
+            ones = (1,) * len(shape)
+            interval._lower = torch.full(ones, low, dtype=dtype, device=device)
+            interval._upper = torch.full(ones, high, dtype=dtype, device=device)
+        return interval
 
     @staticmethod
     def top(shape: Sequence[int], dtype: torch.dtype) -> Interval:
@@ -105,21 +144,42 @@ class Interval:
         if not dtype.is_floating_point:
             limits = torch.iinfo(dtype)
             return Interval.full(limits.min, limits.max, shape, dtype)
-        ones = (1,) * len(shape)
-        return Interval(
-            torch.full(ones, -math.inf, dtype=dtype),
-            torch.full(ones, math.inf, dtype=dtype),
-            tuple(shape),
-            dtype,
-            may_nan=True,
-        )
+        return Interval.uniform(-math.inf, math.inf, tuple(shape), dtype, may_nan=True)
 
     # --- asking ----------------------------------------------------------------------------
 
     @property
+    def lower(self) -> Tensor:
+        """Lower bounds, rank of `shape`, each dimension full or 1."""
+        if self._lower is None:
+            self._lower = torch.full((1,) * len(self.shape), self._low, dtype=self.dtype)
+        return self._lower
+
+    @property
+    def upper(self) -> Tensor:
+        """Upper bounds, same layout as `lower`."""
+        if self._upper is None:
+            self._upper = torch.full((1,) * len(self.shape), self._high, dtype=self.dtype)
+        return self._upper
+
+    @property
+    def device(self) -> torch.device:
+        """Where the bounds live."""
+        return _CPU if self._lower is None else self._lower.device
+
+    @property
+    def is_uniform(self) -> bool:
+        """True if one pair of bounds holds for all elements, of which there is at least one."""
+        lower = self._lower
+        if lower is None or self._low is not None:
+            return 0 not in self.shape and (lower is None or lower.numel() == 1)
+        return lower.numel() == 1 and 0 not in self.shape and not lower.requires_grad
+
+    @property
     def is_point(self) -> bool:
         """True if the exact data is known."""
-        return self.lower is self.upper and self.lower.shape == self.shape
+        lower = self._lower
+        return lower is not None and lower is self._upper and lower.shape == self.shape
 
     @property
     def is_empty_tensor(self) -> bool:
@@ -129,12 +189,30 @@ class Interval:
     @property
     def low(self) -> float:
         """Smallest lower bound over all elements; inf for an empty tensor."""
-        return math.inf if self.is_empty_tensor else float(self.lower.min())
+        if 0 in self.shape:
+            return math.inf
+        if self._low is None:
+            self._measure()
+        return float(self._low)
 
     @property
     def high(self) -> float:
         """Largest upper bound over all elements; -inf for an empty tensor."""
-        return -math.inf if self.is_empty_tensor else float(self.upper.max())
+        if 0 in self.shape:
+            return -math.inf
+        if self._high is None:
+            self._measure()
+        return float(self._high)
+
+    def _measure(self) -> None:
+        lower, upper = self.lower.detach(), self.upper.detach()
+        if lower.numel() == 1:
+            self._low, self._high = lower.item(), upper.item()
+        elif lower is upper and lower.dtype != torch.bool:
+            least, most = torch.aminmax(lower)
+            self._low, self._high = least.item(), most.item()
+        else:
+            self._low, self._high = lower.min().item(), upper.max().item()
 
     @property
     def may_posinf(self) -> bool:
@@ -163,8 +241,11 @@ class Interval:
 
     def contains_zero(self) -> bool:
         """True if some element can be exactly 0."""
-        crossing = (self.lower <= 0) & (self.upper >= 0)
-        return not self.is_empty_tensor and bool(crossing.any())
+        if self.low > 0 or self.high < 0:  # an empty tensor too
+            return False
+        if self.is_uniform:
+            return True
+        return bool(((self.lower <= 0) & (self.upper >= 0)).any())
 
     def contains(self, data: Tensor) -> bool:
         """True if concrete data of the bounded tensor's shape lies inside."""
@@ -183,23 +264,23 @@ class Interval:
 
     def merged(self, keep: Sequence[int] = ()) -> Interval:
         """One bound along every dimension that is not in `keep`."""
-        kept = {dim % len(self.shape) for dim in keep} if self.shape else set()
-        dims = tuple(
-            dim for dim in range(len(self.shape)) if dim not in kept and self.lower.shape[dim] > 1
-        )
+        if self._lower is None:
+            return self
+        blocks, rank = self._lower.shape, len(self.shape)
+        kept = {dim % rank for dim in keep} if rank else set()
+        dims = tuple(dim for dim in range(rank) if dim not in kept and blocks[dim] > 1)
         if not dims:
             return self
-        return Interval(
-            self.lower.amin(dims, keepdim=True),
-            self.upper.amax(dims, keepdim=True),
-            self.shape,
-            self.dtype,
-            self.may_nan,
-        )
+        if not (kept or 0 in self.shape or self._lower.requires_grad):
+            if self._low is None:
+                self._measure()
+            return Interval.uniform(self._low, self._high, self.shape, self.dtype, self.may_nan)
+        lower, upper = self.lower.amin(dims, keepdim=True), self.upper.amax(dims, keepdim=True)
+        return Interval(lower, upper, self.shape, self.dtype, self.may_nan)
 
     def limited(self) -> Interval:
         """Merged to channels, then wholly, once there are more than `MERGE_ABOVE` bounds."""
-        if self.lower.numel() <= MERGE_ABOVE or self.is_empty_tensor:
+        if self._lower is None or self._lower.numel() <= MERGE_ABOVE or self.is_empty_tensor:
             return self
         by_channel = self.merged(keep=(1,)) if len(self.shape) >= 2 else self.merged()
         return by_channel if by_channel.lower.numel() <= MERGE_ABOVE else by_channel.merged()
@@ -210,16 +291,27 @@ class Interval:
 
     def hull(self, other: Interval) -> Interval:
         """The smallest interval of the layout that holds both."""
+        may_nan = self.may_nan or other.may_nan
+        if self._lower is None and other._lower is None and self.dtype == other.dtype:
+            low, high = min(self._low, other._low), max(self._high, other._high)
+            return Interval.uniform(low, high, self.shape, self.dtype, may_nan)
         return Interval(
             torch.minimum(self.lower, other.lower.to(self.dtype)),
             torch.maximum(self.upper, other.upper.to(self.dtype)),
             self.shape,
             self.dtype,
-            self.may_nan or other.may_nan,
+            may_nan,
         )
 
     def intersect(self, lower: float = -math.inf, upper: float = math.inf) -> Interval:
         """Cut to [lower, upper]; for facts known to hold. NaN is not cut away."""
+        if self._lower is None and self.dtype.is_floating_point:
+            if self._low >= lower and self._high <= upper:
+                return self
+            least, most = round_down(lower, self.dtype), round_up(upper, self.dtype)
+            low = min(max(self._low, least), most)
+            high = min(max(self._high, least), most)
+            return Interval.uniform(low, high, self.shape, self.dtype, self.may_nan)
         return Interval(
             self.lower.clamp(lower, upper),
             self.upper.clamp(lower, upper),
@@ -232,6 +324,8 @@ class Interval:
         """The same bounds, with NaN possible (or not)."""
         if may_nan == self.may_nan:
             return self
+        if self._lower is None:
+            return Interval.uniform(self._low, self._high, self.shape, self.dtype, may_nan)
         return Interval(self.lower, self.upper, self.shape, self.dtype, may_nan)
 
     def to_dict(self) -> dict[str, Any]:
@@ -288,6 +382,8 @@ def widen(interval: Interval, ulps: int = 4, absolute: float = 0.0) -> Interval:
     info = torch.finfo(interval.dtype)
     relative = ulps * info.eps
     floor = max(absolute, ulps * info.smallest_normal * info.eps)
+    if interval.is_uniform:
+        return _widened(interval, relative, floor)
     lower, upper = interval.lower, interval.upper
     low = lower - (lower.abs() * relative + floor)
     high = upper + (upper.abs() * relative + floor)
@@ -300,26 +396,54 @@ def widen(interval: Interval, ulps: int = 4, absolute: float = 0.0) -> Interval:
     )
 
 
+def _widened(interval: Interval, relative: float, floor: float) -> Interval:
+    low, high, dtype = interval.low, interval.high, interval.dtype
+    largest = torch.finfo(dtype).max
+    low = min(low, largest) if math.isinf(low) else low - (abs(low) * relative + floor)
+    high = max(high, -largest) if math.isinf(high) else high + (abs(high) * relative + floor)
+    low, high = round_down(low, dtype), round_up(high, dtype)
+    return Interval.uniform(low, high, interval.shape, dtype, interval.may_nan)
+
+
 def round_down(value: float, dtype: torch.dtype) -> float:
     """The largest number of `dtype` that is not above `value`."""
-    return _round(value, dtype, -math.inf)
+    return _round(value, dtype, math.floor)
 
 
 def round_up(value: float, dtype: torch.dtype) -> float:
     """The smallest number of `dtype` that is not below `value`."""
-    return _round(value, dtype, math.inf)
+    return _round(value, dtype, math.ceil)
 
 
-def _round(value: float, dtype: torch.dtype, towards: float) -> float:
-    if not dtype.is_floating_point or math.isinf(value):
+def round_nearest(value: float, dtype: torch.dtype) -> float:
+    """The number of `dtype` next to `value`, ties to even; infinite beyond the largest."""
+    return _round(value, dtype, round)
+
+
+_FORMATS = {
+    torch.float32: (24, -149),
+    torch.float16: (11, -24),
+    torch.bfloat16: (8, -133),
+}
+"""Bits of precision, and the exponent of the smallest positive number."""
+_LARGEST = {dtype: torch.finfo(dtype).max for dtype in _FORMATS}
+
+
+def _round(value: float, dtype: torch.dtype, whole: Callable[[float], float]) -> float:
+    form = _FORMATS.get(dtype)
+    if form is None or value - value != 0.0:  # exact, infinite or NaN
         return value
-    if value == int(value) and abs(value) <= 256:  # exact in every dtype
+    if value == c_float(value).value and dtype is torch.float32:
         return value
-    rounded = torch.tensor(value, dtype=dtype)
-    wrong = float(rounded) > value if towards < 0 else float(rounded) < value
-    if wrong:
-        rounded = torch.nextafter(rounded, torch.tensor(towards, dtype=dtype))
-    return float(rounded)
+    largest = _LARGEST[dtype]
+    near = min(max(value, -2 * largest), 2 * largest)
+    step = max(math.frexp(near)[1] - form[0], form[1])
+    rounded = math.ldexp(whole(math.ldexp(near, -step)), step)
+    if rounded > largest:
+        return largest if whole is math.floor else math.inf
+    if rounded < -largest:
+        return -largest if whole is math.ceil else -math.inf
+    return rounded if rounded else 0.0 * value
 
 
 def _ranked(bound: Tensor, rank: int) -> Tensor:

@@ -16,6 +16,7 @@ from ranum.analysis.interval import (
     format_number,
     gamma,
     round_down,
+    round_nearest,
     round_up,
     unit_roundoff,
     widen,
@@ -364,3 +365,76 @@ def test_repr_and_dict():
         "dtype": "float32",
     }
     assert json.dumps(Interval.full(0, 1, (), torch.bool).to_dict())
+
+
+# --- one pair of bounds ----------------------------------------------------------------------
+
+
+def _pairs(dtype):
+    """Two numbers of a dtype in order, infinities among them, and NaN or not."""
+    number = st.floats(allow_nan=False).map(lambda x: round_down(x, dtype))
+    ends = st.tuples(number, number).map(sorted)
+    return st.tuples(ends, st.booleans())
+
+
+def _twins(pair, dtype, shape=(2, 3)):
+    """The same interval as two numbers and as tensors."""
+    (low, high), may_nan = pair
+    ones = (1,) * len(shape)
+    lower, upper = (torch.full(ones, end, dtype=dtype) for end in (low, high))
+    plain = Interval.full(low, high, shape, dtype).with_nan(may_nan)
+    return plain, Interval(lower, upper, shape, dtype, may_nan)
+
+
+def _same(first, second):
+    assert (first.shape, first.dtype, first.may_nan) == (second.shape, second.dtype, second.may_nan)
+    assert torch.equal(first.lower, second.lower)
+    assert torch.equal(first.upper, second.upper)
+
+
+@each_float
+@quick
+@given(data=st.data())
+def test_numbers_and_tensors_agree(dtype, data):
+    numbers, tensors = _twins(data.draw(_pairs(dtype)), dtype)
+    assert numbers.is_uniform
+    assert tensors.is_uniform
+    _same(numbers, tensors)
+    for name in ("low", "high", "is_finite", "may_posinf", "may_neginf", "is_point"):
+        assert getattr(numbers, name) == getattr(tensors, name), name
+    assert numbers.contains_zero() == tensors.contains_zero()
+    _same(numbers.merged(), tensors.merged())
+    _same(numbers.limited(), tensors.limited())
+    _same(numbers.with_nan(), tensors.with_nan())
+    cut = data.draw(_pairs(dtype))[0]
+    _same(numbers.intersect(*cut), tensors.intersect(*cut))
+    others = _twins(data.draw(_pairs(dtype)), dtype)
+    _same(numbers.hull(others[0]), tensors.hull(others[1]))
+
+
+def test_the_tensors_of_a_pair_are_made_once_and_only_when_asked_for():
+    interval = Interval.full(-1, 1, (4, 5), torch.float32)
+    assert interval._lower is None
+    assert interval.merged() is interval.limited() is interval
+    assert interval.lower is interval.lower
+    assert interval.lower.shape == (1, 1)
+    assert interval.lower is not interval.upper
+
+
+def test_integers_keep_their_limits_to_the_last_digit():
+    interval = Interval.top((2,), torch.int64)
+    assert interval.hull(interval).upper.item() == torch.iinfo(torch.int64).max
+
+
+def test_what_carries_a_gradient_is_not_taken_for_numbers():
+    low = torch.zeros(1, requires_grad=True) * 2
+    assert not Interval.between(low, low + 1, (3,), torch.float32).is_uniform
+    assert not Interval.full(0, 1, (0, 2), torch.float32).is_uniform
+
+
+@each_float
+@quick
+@given(value=st.floats())
+def test_nearest_is_torch_s_own_rounding(dtype, value):
+    expected = torch.tensor(value, dtype=torch.float64).to(dtype).item()
+    assert round_nearest(value, dtype) == expected or math.isnan(value)

@@ -85,12 +85,12 @@ def _whole(lower: Tensor, upper: Tensor, shape: Sequence[int], dtype: torch.dtyp
 
 def like(lower: float, upper: float, shape: Sequence[int], x: Interval) -> Interval:
     """One pair of numbers for all elements, in the dtype and on the device of `x`."""
-    return Interval.full(lower, upper, shape, x.dtype, x.lower.device)
+    return Interval.full(lower, upper, shape, x.dtype, x.device)
 
 
 def indices(count: int, shape: Sequence[int], x: Interval) -> Interval:
     """Positions among `count` elements."""
-    return Interval.full(0, max(count - 1, 0), shape, torch.int64, x.lower.device)
+    return Interval.full(0, max(count - 1, 0), shape, torch.int64, x.device)
 
 
 def unknown(shape: Sequence[int], x: Interval) -> Interval:
@@ -442,6 +442,6 @@ def summed(x: Interval, dims: Sequence[int]) -> Box:
     repeats = math.prod(x.shape[d] for d in dims if d not in full)
     if repeats == 0 or any(x.shape[d] == 0 for d in full):
         sizes = [1 if d in dims else n for d, n in enumerate(box.lower.shape)]
-        zero = torch.zeros(sizes, dtype=torch.float64, device=x.lower.device)
+        zero = torch.zeros(sizes, dtype=torch.float64, device=x.device)
         return Box(zero, zero, box.dtype)
     return box.sum(full, repeats, terms=repeats * math.prod(x.shape[d] for d in full))

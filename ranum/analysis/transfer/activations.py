@@ -41,7 +41,7 @@ def sigmoid(x: Interval) -> Interval:
 def log_sigmoid_forward(x: Interval) -> tuple[Interval, Interval]:
     """min(x, 0) - log(1 + exp(-|x|)), rising to 0; with the buffer exp(-|x|) on a CPU."""
     result = increasing(F.logsigmoid, x, image=(-math.inf, 0))
-    if x.lower.device.type != "cpu":
+    if x.device.type != "cpu":
         return result, Interval.top((0,), x.dtype)
     buffer = decreasing(lambda size: torch.exp(-size), absolute(x), image=(0, 1))
     return result, buffer

@@ -85,7 +85,7 @@ def _logsumexp(logits: Box, keys: int, shape: Sequence[int], padded: bool = Fals
 def _bytes(x: Interval, shape: Sequence[int] = ()) -> Interval:
     """Seeds and offsets of the dropout generator."""
     limits = torch.iinfo(torch.int64)
-    return Interval.full(limits.min, limits.max, shape, torch.int64, x.lower.device)
+    return Interval.full(limits.min, limits.max, shape, torch.int64, x.device)
 
 
 @transfer("_scaled_dot_product_flash_attention_for_cpu")

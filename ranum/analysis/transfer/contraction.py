@@ -73,7 +73,7 @@ def _contract(a: Interval, b: Interval) -> _Sum:
     """`[..., N, K] @ [..., K, M]` on bounds; both finite, K > 0."""
     terms = a.shape[-1]
     work = accumulator(a.dtype)
-    error = product_error(terms, a.dtype, a.lower.device)
+    error = product_error(terms, a.dtype, a.device)
     floor = terms * smallest(work)
     if b.lower is b.upper and b.lower.shape[-2] == terms:
         return _by_weights(a, b.lower.to(work), error, floor)
@@ -145,7 +145,7 @@ def _thinned(a: Interval, b: Interval) -> tuple[Interval, Interval]:
 def _product(a: Interval, b: Interval) -> tuple[Box, bool]:
     """`a @ b` as a box that contains all rounding, and whether all sums stay finite."""
     shape = (*torch.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
-    zero = torch.zeros((1,) * len(shape), dtype=torch.float64, device=a.lower.device)
+    zero = torch.zeros((1,) * len(shape), dtype=torch.float64, device=a.device)
     if a.shape[-1] == 0 or 0 in shape:
         return Box(zero, zero, accumulator(a.dtype)), True
     if not (a.is_finite and b.is_finite):
@@ -173,7 +173,7 @@ def _matrix_product(
         box = box * float(alpha)
     if addend is not None and beta != 0:
         extra = Box.of(addend) * float(beta)
-        error = product_error(a.shape[-1] + 2, a.dtype, a.lower.device)
+        error = product_error(a.shape[-1] + 2, a.dtype, a.device)
         if not finite or not extra.is_finite or extra.peak > largest(a.dtype) / 2:
             return unknown(shape, a)
         # The addend may be the first term of the sum, so every step rounds it too.
@@ -327,7 +327,7 @@ def convolution(
     if bias is not None:
         extra = Box.of(bias)
         extra = extra.replaced(extra.lower.reshape(1, -1), extra.upper.reshape(1, -1))
-        error = product_error(math.prod(weight.shape), input.dtype, weight.lower.device)
+        error = product_error(math.prod(weight.shape), input.dtype, weight.device)
         if box.may_nan or not extra.is_finite or extra.peak > largest(input.dtype) / 2:
             return unknown(shape, input)
         slack = min(error, 1.0) * extra.magnitude
@@ -356,7 +356,7 @@ def per_channel(
     dtype = accumulator(input.dtype)
     channels = weight.shape[1] * groups if transposed else weight.shape[0]
     terms = math.prod(weight.shape) // max(channels, 1)
-    zero = torch.zeros((1, max(channels, 1)), dtype=torch.float64, device=weight.lower.device)
+    zero = torch.zeros((1, max(channels, 1)), dtype=torch.float64, device=weight.device)
     if terms == 0 or input.is_empty_tensor or weight.is_empty_tensor:
         return Box(zero, zero, dtype)
     top = Box(zero - math.inf, zero + math.inf, dtype, may_nan=True)
@@ -369,7 +369,7 @@ def per_channel(
     # [groups, 1, channels per group], or size 1 where merged
     view = (groups, 1, -1) if low.shape[1] > 1 else (1, 1, 1)
     low, high = low.reshape(view), high.reshape(view)
-    error = product_error(terms, input.dtype, weight.lower.device, conv=True)
+    error = product_error(terms, input.dtype, weight.device, conv=True)
     known = weight.lower is weight.upper and weight.lower.shape == weight.shape
     if known:
         taps = _grouped(weight.lower.to(dtype), groups, transposed)

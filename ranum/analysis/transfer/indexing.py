@@ -268,8 +268,8 @@ def index_put(
 
 
 def _put(x: Interval, indices: list[Tensor | None], values: Interval) -> Interval:
-    one = torch.ones((), dtype=torch.int64, device=x.lower.device)
-    hits = torch.zeros(x.shape, dtype=torch.int64, device=x.lower.device)
+    one = torch.ones((), dtype=torch.int64, device=x.device)
+    hits = torch.zeros(x.shape, dtype=torch.int64, device=x.device)
     hits = aten.index_put(hits, indices, one, True)
     if bool((hits <= 1).all()):
         return _overwritten(lambda a, b: aten.index_put(a, indices, b), x, values)

@@ -87,7 +87,7 @@ def _nll(
 
 
 def _zero(x: Interval) -> Box:
-    zero = torch.zeros((), dtype=torch.float64, device=x.lower.device)
+    zero = torch.zeros((), dtype=torch.float64, device=x.device)
     return Box(zero, zero, Box.native(x).dtype)
 
 

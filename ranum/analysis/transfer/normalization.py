@@ -102,7 +102,7 @@ def _merged_mean(x: Interval, shape: Sequence[int], count: int, dtype: torch.dty
     """A mean of `count` elements, one bound for all means."""
     box = Box.of(x.merged())
     if x.is_empty_tensor or count == 0:
-        return unknown(shape, Interval.full(0, 0, (), dtype, x.lower.device))
+        return unknown(shape, Interval.full(0, 0, (), dtype, x.device))
     total = box.merged().times(count)
     average = Box(total.lower / count, total.upper / count, box.dtype, total.may_nan)
     if box.peak >= math.sqrt(largest(box.dtype) / count) / 4:
@@ -212,7 +212,7 @@ def _batch_norm(
         out = _affine(z, weight, bias, layout)
         average = _merged_mean(input, (channels,), count, dtype)
         return out.interval(input.shape, input.dtype), average, rstd.interval((channels,), dtype)
-    empty = Interval.full(0, 0, (0,), dtype, input.lower.device)
+    empty = Interval.full(0, 0, (0,), dtype, input.device)
     if running_mean is None or running_var is None:
         return unknown(input.shape, input), empty, empty
     out = _scaled_by_statistics(input, weight, bias, running_mean, running_var, eps, layout)
@@ -333,7 +333,7 @@ def _native_batch_norm_legit_functional(
 
 def _reserve(x: Interval) -> Interval:
     """The scratch space of a fused kernel: bytes that nobody reads."""
-    return Interval.full(0, 255, (0,), torch.uint8, x.lower.device)
+    return Interval.full(0, 255, (0,), torch.uint8, x.device)
 
 
 @transfer("cudnn_batch_norm")
@@ -432,7 +432,7 @@ def _softmax(x: Interval, dim: int, half_to_float: bool = False) -> Interval:
     """
     dtype = torch.float32 if half_to_float else x.dtype
     if x.is_empty_tensor:
-        return Interval.full(0, 1, x.shape, dtype, x.lower.device)
+        return Interval.full(0, 1, x.shape, dtype, x.device)
     box, top, _ = _rows(x, dim)
     result = _softmax_box(x, dim).with_nan(_may_lose_row(box, top))
     return _at_most_one(result).interval(x.shape, dtype)
@@ -449,7 +449,7 @@ def _safe_softmax(x: Interval, dim: int, dtype: torch.dtype | None = None) -> In
     """As softmax, but 0 in a row of nothing but -inf."""
     dtype = x.dtype if dtype is None else dtype
     if x.is_empty_tensor:
-        return Interval.full(0, 1, x.shape, dtype, x.lower.device)
+        return Interval.full(0, 1, x.shape, dtype, x.device)
     box, top, _ = _rows(x, dim)
     result = _softmax_box(x, dim).with_nan(box.may_nan or box.high == math.inf)
     if top.low == -math.inf:
@@ -465,7 +465,7 @@ def _log_softmax(x: Interval, dim: int, half_to_float: bool = False) -> Interval
     """
     dtype = torch.float32 if half_to_float else x.dtype
     if x.is_empty_tensor:
-        return Interval.full(-math.inf, 0, x.shape, dtype, x.lower.device)
+        return Interval.full(-math.inf, 0, x.shape, dtype, x.device)
     box, top, count = _rows(x, dim)
     least = box.lower if not x.shape else box.lower.amin(dim % len(x.shape), keepdim=True)
     gap_high = _exponent(least - box.upper)

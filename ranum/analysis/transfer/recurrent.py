@@ -89,7 +89,7 @@ def mkldnn_rnn_layer(
     out = _within(hidden * slack, input, (steps, batch, hidden_size), input.dtype)
     hy = _within(last * slack, hx_, hx_.shape, hx_.dtype)
     cy = _within(cells * slack, cx_, cx_.shape, cx_.dtype)
-    workspace = Interval.full(0, 255, (0,), torch.uint8, input.lower.device)
+    workspace = Interval.full(0, 255, (0,), torch.uint8, input.device)
     return out.with_nan(may_nan), hy.with_nan(may_nan), cy.with_nan(may_nan), workspace
 
 
@@ -130,9 +130,9 @@ def _cudnn_rnn(
     width = (proj_size or hidden_size) * directions
     out = _within(hidden * slack, input, (*input.shape[:-1], width), input.dtype)
     hy = _within(max(hidden, start) * slack, hx, hx.shape, hx.dtype)
-    buffer = Interval.full(0, 255, (0,), torch.uint8, input.lower.device)
+    buffer = Interval.full(0, 255, (0,), torch.uint8, input.device)
     if cx is None:
-        cy = Interval.full(0, 0, (0,), input.dtype, input.lower.device)
+        cy = Interval.full(0, 0, (0,), input.dtype, input.device)
     else:
         cy = _within(cells * slack, cx, cx.shape, cx.dtype)
     return out.with_nan(may_nan), hy.with_nan(may_nan), cy.with_nan(may_nan), buffer, buffer

@@ -33,7 +33,7 @@ Dim = int | Sequence[int] | None
 
 def _of_empty(operator: Callable[..., Any], x: Interval, *arguments: Any, **options: Any) -> Any:
     """The result on a tensor without elements: there is only one, so torch may say it."""
-    nothing = torch.empty(x.shape, dtype=x.dtype, device=x.lower.device)
+    nothing = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     result = operator(nothing, *arguments, **options)
     if isinstance(result, Tensor):
         return Interval.point(result)

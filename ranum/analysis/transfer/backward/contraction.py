@@ -47,7 +47,7 @@ def convolution_backward(
     if output_mask[1]:
         terms = min(outputs, inputs) if outputs and inputs else 0
         product = (grad * Box.of(input.merged()).merged()).with_zero()
-        error = product_error(terms, input.dtype, input.lower.device, conv=True)
+        error = product_error(terms, input.dtype, input.device, conv=True)
         finite = input.is_finite and grad_output.is_finite
         total = product.times(terms) if terms else grad.constant(0.0)
         lost = (not finite or math.isinf(total.peak)) and terms > 0

@@ -22,7 +22,7 @@ def embedding_dense_backward(
     width, places = grad_output.shape[-1], math.prod(indices.shape)
     shape = (num_weights, width)
     if places == 0 or grad_output.is_empty_tensor:
-        return Interval.full(0, 0, shape, grad_output.dtype, grad_output.lower.device)
+        return Interval.full(0, 0, shape, grad_output.dtype, grad_output.device)
     flat = grad_output.merged(keep=(len(grad_output.shape) - 1,))
     box = Box.native(flat).with_zero().times(places)
     lower, upper = box.lower.reshape(1, -1), box.upper.reshape(1, -1)
@@ -72,6 +72,6 @@ def unfold_backward(
 ) -> Interval:
     """The sum of the gradients of the windows over an element."""
     if grad_in.is_empty_tensor:
-        return Interval.full(0, 0, input_sizes, grad_in.dtype, grad_in.lower.device)
+        return Interval.full(0, 0, input_sizes, grad_in.dtype, grad_in.device)
     box = Box.native(grad_in.merged()).merged().with_zero().times((size + step - 1) // step)
     return box.interval(tuple(input_sizes), grad_in.dtype)

@@ -29,7 +29,7 @@ def _scattered(
     """Up to `count` gradients of the same channel, each times up to `factor`, added up."""
     flat = grad.merged(keep=tuple(range(len(grad.shape) - spatial)))
     if grad.is_empty_tensor:
-        return Interval.full(0, 0, shape, grad.dtype, grad.lower.device)
+        return Interval.full(0, 0, shape, grad.dtype, grad.device)
     # Half types are added up as they are.
     box = Box.native(flat).with_zero()
     box = box if factor == 1.0 else box * factor
