@@ -15,7 +15,8 @@ from ranum.analysis.capture.torch import function_program, module_program
 from ranum.analysis.defects import find_defects
 from ranum.analysis.graph import Graph, Node
 from ranum.analysis.interval import Interval
-from ranum.analysis.ranges import Range, Weights, starting_ranges
+from ranum.analysis.levels import with_reach
+from ranum.analysis.ranges import Range, Weights, describe_weights, starting_ranges
 from ranum.analysis.result import Analysis, Context, Unknown
 from ranum.errors import ArgumentError, CaptureError
 from ranum.source import Source, traceback_source
@@ -45,7 +46,10 @@ def analyze(
         inputs: Ranges (lower, upper) by input name or pattern, "x" or "batch[0]"; by default
             what the example showed plus a margin of a tenth.
         weights: "envelope" (up to ten times their initial magnitude, at least 1), "initial",
-            a number r for [-r, r], or ranges by parameter name or pattern.
+            "anything" (any finite number: what the architecture itself allows), a number r for
+            [-r, r], or ranges and levels by parameter name or pattern, with the envelope
+            elsewhere. One walk bounds the widest of them; each defect found then says the
+            narrowest level at which it occurs (`Defect.reach`).
         loss: For a module: makes the loss `[]` from the module's output.
         backward: Also analyse the backward pass.
         confirm: Also search a failing input for every defect (`ranum.confirm`).
@@ -69,7 +73,8 @@ def analyze(
         ) from error
     captured = time.process_time()
     start = starting_ranges(graph, inputs=inputs, weights=weights)
-    defects, propagation = find_defects(graph, start)
+    found, propagation = find_defects(graph, start)
+    defects = with_reach(graph, propagation.intervals, weights, found)
     finished = time.process_time()
     context = Context(program=program, graph=graph, start=start, intervals=propagation.intervals)
     analysis = Analysis(
@@ -85,6 +90,7 @@ def analyze(
             for value in graph.leaves("input", "parameter")
             if value.name
         },
+        weights=describe_weights(weights),
         capture_seconds=captured - started,
         analysis_seconds=finished - captured,
         context=context,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor
@@ -15,8 +15,10 @@ from ranum.analysis.interval import Interval
 from ranum.errors import ArgumentError
 
 Range = tuple[float, float] | Interval
-WeightLevel = Literal["initial", "envelope"]
-Weights = WeightLevel | float | Mapping[str, Range]
+WeightLevel = Literal["initial", "envelope", "anything"]
+LEVELS: tuple[WeightLevel, ...] = get_args(WeightLevel)
+"""From narrow to wide: weights as they are, a training envelope, any finite number."""
+Weights = WeightLevel | float | Mapping[str, Range | WeightLevel]
 
 INPUT_MARGIN = 0.1
 """Share of the batch's own range by which float inputs may exceed what the batch showed."""
@@ -24,6 +26,8 @@ ENVELOPE_FACTOR = 10.0
 """The training envelope: weights may grow to ten times their largest initial magnitude, ..."""
 ENVELOPE_FLOOR = 1.0
 """... and at least to 1, so that weights that start at zero or nearly so are not pinned."""
+SIZE_FLOOR = ENVELOPE_FLOOR / ENVELOPE_FACTOR
+"""Initial size of weights that start below it, where growth is measured."""
 
 
 def starting_ranges(
@@ -39,73 +43,154 @@ def starting_ranges(
         inputs: Ranges by input name or pattern ("batch[0]", "x*"); other float inputs range
             over what the batch showed plus `INPUT_MARGIN`. A tensor whose values are all
             whole numbers (one-hot labels, counts) gets no margin.
-        weights: "initial" (as they are), "envelope" (see `ENVELOPE_FACTOR`), a number r for
-            [-r, r], or ranges by parameter name or pattern, the envelope elsewhere.
+        weights: See `weight_ranges`.
 
     Raises:
         ArgumentError: For a range that is not a pair lower <= upper, or a pattern that
             matches nothing.
     """
     names = {value.name for value in graph.leaves("input")}
-    parameters = {value.name for value in graph.leaves("parameter")}
-    chosen_inputs = _checked("inputs", inputs or {}, names)
-    chosen_weights = (
-        _checked("weights", weights, parameters) if isinstance(weights, Mapping) else {}
-    )
-    _check_level(weights)
-    ranges = {}
-    for value in graph.leaves("input", "parameter", "buffer", "constant"):
+    chosen_inputs = _checked("inputs", inputs, names)
+    ranges = weight_ranges(graph, weights)
+    for value in graph.leaves("input", "buffer", "constant"):
         if value.kind == "input":
             ranges[value.index] = _input_range(value, chosen_inputs)
-        elif value.kind == "parameter":
-            ranges[value.index] = _weight_range(value, weights, chosen_weights)
         else:
             ranges[value.index] = _constant_range(value)
     return ranges
 
 
-def _check_level(weights: Weights) -> None:
-    if isinstance(weights, Mapping) or weights in ("initial", "envelope"):
+def weight_ranges(
+    graph: Graph, weights: Weights, level: WeightLevel | float | None = None
+) -> dict[int, Interval]:
+    """The interval of every parameter of the graph.
+
+    Args:
+        graph: A recorded step.
+        weights: "initial" (as they are), "envelope" (see `ENVELOPE_FACTOR`), "anything" (any
+            finite number), a number r for [-r, r], or ranges and levels by parameter name or
+            pattern, with the envelope elsewhere.
+        level: A level in place of the one in `weights`; ranges by name and those that were to
+            stay "initial" stay. A number g here lets the others grow to g times their initial
+            size.
+
+    Raises:
+        ArgumentError: As `starting_ranges`.
+    """
+    named: Mapping[str, Any] = {}
+    if isinstance(weights, Mapping):
+        parameters = {value.name for value in graph.leaves("parameter")}
+        named = _checked("weights", weights, parameters, levels=True)
+    else:
+        _check_level(weights)
+    ranges = {}
+    for value in graph.leaves("parameter"):
+        chosen: Any = _lookup(value.name, named)
+        if value.data is None:
+            ranges[value.index] = Interval.top(value.shape, value.dtype)
+        elif chosen is not None and not isinstance(chosen, str):
+            ranges[value.index] = _from_pair(chosen, value)
+        elif level is not None and chosen != "initial":
+            ranges[value.index] = _at_level(value, level, grown=True)
+        elif chosen is not None:
+            ranges[value.index] = _at_level(value, cast("WeightLevel", chosen))
+        else:
+            usual: Any = "envelope" if isinstance(weights, Mapping) else weights
+            ranges[value.index] = _at_level(value, usual)
+    return ranges
+
+
+def describe_weights(weights: Weights) -> str:
+    """The weights asked for, in words."""
+    if isinstance(weights, (int, float)):
+        return f"within [{-weights:g}, {weights:g}]"
+    named = f"; {len(weights)} by name" if isinstance(weights, Mapping) and weights else ""
+    level: Any = "envelope" if isinstance(weights, Mapping) else weights
+    return _LEVEL_WORDS[level] + named
+
+
+_LEVEL_WORDS: Mapping[WeightLevel, str] = {
+    "initial": "as initialised",
+    "envelope": f"up to {ENVELOPE_FACTOR:g} times their initial size",
+    "anything": "any finite number",
+}
+
+
+def _at_level(value: Value, level: WeightLevel | float, *, grown: bool = False) -> Interval:
+    """A parameter at a level, up to a number, or grown to so many times its initial size."""
+    assert value.data is not None
+    largest = torch.finfo(value.dtype).max
+    if level == "initial":
+        return Interval.point(value.data.cpu())  # bounds live on the CPU, wherever the step ran
+    if level == "anything":
+        reach = largest
+    elif isinstance(level, (int, float)) and not grown:
+        reach = float(level)
+    else:
+        factor = level if isinstance(level, (int, float)) else ENVELOPE_FACTOR
+        lower, upper = finite_extremes(value.data)
+        reach = factor * max(SIZE_FLOOR, abs(lower), abs(upper))
+    reach = min(reach, largest)
+    return Interval.full(-reach, reach, value.shape, value.dtype)
+
+
+def _check_level(weights: WeightLevel | float) -> None:
+    if weights in LEVELS:
         return
     if isinstance(weights, (int, float)) and not isinstance(weights, bool):
         if math.isfinite(weights) and weights > 0:
             return
         raise ArgumentError(f"weights must be a positive finite number; got {weights!r}.")
     raise ArgumentError(
-        f"weights must be 'initial', 'envelope', a number or a mapping of ranges; got {weights!r}."
+        f"weights must be {', '.join(map(repr, LEVELS))}, a number or a mapping of ranges; "
+        f"got {weights!r}."
     )
 
 
 def _checked(
-    argument: str, ranges: Mapping[str, Range], names: set[str]
-) -> dict[str, tuple[float, float] | Interval]:
-    checked: dict[str, tuple[float, float] | Interval] = {}
+    argument: str,
+    ranges: Mapping[str, Range | WeightLevel] | None,
+    names: set[str],
+    *,
+    levels: bool = False,
+) -> dict[str, Any]:
+    if ranges is None:
+        return {}
+    if not isinstance(ranges, Mapping):
+        raise ArgumentError(
+            f"{argument} must map names to ranges (lower, upper); got {type(ranges).__name__}."
+        )
+    checked: dict[str, Any] = {}
     for pattern, pair in ranges.items():
-        if not any(_matches(name, pattern) for name in names):
+        label = f"{argument}[{pattern!r}]"
+        if not isinstance(pattern, str) or not any(_matches(name, pattern) for name in names):
             known = ", ".join(sorted(names)) or "none"
-            raise ArgumentError(f"{argument}[{pattern!r}] matches no name; known names: {known}.")
-        if isinstance(pair, Interval):
+            raise ArgumentError(f"{label} matches no name; known names: {known}.")
+        if isinstance(pair, Interval) or (levels and isinstance(pair, str) and pair in LEVELS):
             checked[pattern] = pair
-            continue
-        is_pair = isinstance(pair, Sequence) and len(pair) == 2
-        if not is_pair or not all(isinstance(end, (int, float)) for end in pair):
-            raise ArgumentError(
-                f"{argument}[{pattern!r}] must be a pair (lower, upper); got {pair!r}."
-            )
-        lower, upper = float(pair[0]), float(pair[1])
-        if math.isnan(lower) or math.isnan(upper) or lower > upper:
-            raise ArgumentError(
-                f"{argument}[{pattern!r}] must have lower <= upper, without NaN; got {pair!r}."
-            )
-        checked[pattern] = (lower, upper)
+        else:
+            checked[pattern] = _checked_pair(label, pair)
     return checked
+
+
+def _checked_pair(label: str, pair: Any) -> tuple[float, float]:
+    is_pair = isinstance(pair, Sequence) and not isinstance(pair, str) and len(pair) == 2
+    if not is_pair or not all(
+        isinstance(end, (int, float)) and not isinstance(end, bool) for end in pair
+    ):
+        raise ArgumentError(f"{label} must be a pair (lower, upper); got {pair!r}.")
+    lower, upper = float(pair[0]), float(pair[1])
+    if math.isnan(lower) or math.isnan(upper) or lower > upper:
+        raise ArgumentError(f"{label} must have lower <= upper, without NaN; got {pair!r}.")
+    return lower, upper
 
 
 def _matches(name: str, pattern: str) -> bool:
     return name == pattern or fnmatchcase(name, pattern)
 
 
-def _lookup(name: str, ranges: Mapping[str, Range]) -> Range | None:
+def _lookup(name: str, ranges: Mapping[str, Any]) -> Any:
+    """By name, else by the first pattern that fits."""
     if name in ranges:
         return ranges[name]
     return next((pair for pattern, pair in ranges.items() if fnmatchcase(name, pattern)), None)
@@ -113,10 +198,23 @@ def _lookup(name: str, ranges: Mapping[str, Range]) -> Range | None:
 
 def _from_pair(pair: Range, value: Value) -> Interval:
     if isinstance(pair, Interval):
+        _check_shape(pair, value)
         return Interval.between(
             pair.lower, pair.upper, value.shape, value.dtype, may_nan=pair.may_nan
         )
     return Interval.full(*pair, value.shape, value.dtype)
+
+
+def _check_shape(bounds: Interval, value: Value) -> None:
+    try:
+        fits = torch.broadcast_shapes(bounds.lower.shape, value.shape) == value.shape
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise ArgumentError(
+            f"the interval for {value.name!r} must have bounds that broadcast to "
+            f"{list(value.shape)}; got {list(bounds.lower.shape)}."
+        )
 
 
 def _input_range(value: Value, chosen: Mapping[str, Range]) -> Interval:
@@ -128,23 +226,6 @@ def _input_range(value: Value, chosen: Mapping[str, Range]) -> Interval:
     lower, upper = finite_extremes(value.data)
     margin = 0.0 if _is_whole(value.data) else INPUT_MARGIN * (upper - lower)
     return Interval.full(lower - margin, upper + margin, value.shape, value.dtype)
-
-
-def _weight_range(value: Value, weights: Weights, chosen: Mapping[str, Range]) -> Interval:
-    pair = _lookup(value.name, chosen)
-    if pair is not None:
-        return _from_pair(pair, value)
-    if value.data is None:
-        return Interval.top(value.shape, value.dtype)
-    if weights == "initial":
-        return Interval.point(value.data.cpu())
-    if isinstance(weights, (int, float)):
-        reach = float(weights)
-    else:
-        lower, upper = finite_extremes(value.data)
-        reach = max(ENVELOPE_FLOOR, ENVELOPE_FACTOR * max(abs(lower), abs(upper)))
-        reach = min(reach, torch.finfo(value.dtype).max)
-    return Interval.full(-reach, reach, value.shape, value.dtype)
 
 
 def _constant_range(value: Value) -> Interval:

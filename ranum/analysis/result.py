@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ranum.analysis.interval import Interval
+from ranum.analysis.ranges import WeightLevel
 from ranum.errors import ArgumentError
 from ranum.source import Source
 
@@ -99,6 +100,11 @@ class Defect:
         severity: "possible" by the bounds, "certain" once a witness was found and re-run.
         witness: The proof of a certain defect.
         safe: Range of the operand in which the operator is harmless; None if there is none.
+        reach: The narrowest weights with which it occurs: "initial" (as they were), "envelope"
+            (within ten times that) or "anything" (only beyond).
+        growth: To how many times their initial size weights must grow for it to occur, where
+            it does not occur with the initial ones; a weight that starts below 0.1 counts as
+            0.1. Up to some 7 % above the least such growth.
         context: The analysis it comes from; what `confirm` and `fix` work on.
     """
 
@@ -117,7 +123,26 @@ class Defect:
     severity: Severity = "possible"
     witness: Witness | None = None
     safe: tuple[float, float] | None = None
+    reach: WeightLevel = "initial"
+    growth: float | None = None
     context: Context | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def times(self) -> str:
+        """The growth, two digits; "" where the weights need not grow."""
+        if self.growth is None or self.growth <= 1.0:
+            return ""
+        return f"{self.growth:.2g}".replace("e+0", "e").replace("e+", "e")
+
+    @property
+    def drift(self) -> str:
+        """How far training must move the weights before it occurs, in words."""
+        if self.growth is None:
+            return "with the weights as initialised"
+        if not self.times:
+            return "with other weights of their initial size"
+        only = "only " if self.reach == "anything" else ""
+        return f"{only}once weights grow to about {self.times} times their initial size"
 
     def certain(self, witness: Witness) -> Defect:
         """The same defect with its proof."""
@@ -137,6 +162,8 @@ class Defect:
             "consequence": self.consequence,
             "remedy": self.remedy,
             "gradient_only": self.gradient_only,
+            "reach": self.reach,
+            "growth": self.growth,
             "severity": self.severity,
             "witness": None if self.witness is None else self.witness.to_dict(),
         }
@@ -144,7 +171,7 @@ class Defect:
     def __str__(self) -> str:
         return (
             f"{self.code} {self.severity}: {self.op} at {self.source}: operand in {self.bounds}, "
-            f"fails for {self.bad}: {self.outcome}"
+            f"fails for {self.bad}: {self.outcome} ({self.drift})"
         )
 
 
@@ -176,6 +203,7 @@ class Analysis:
             incomplete.
         notes: Other limits of the analysis, a sentence each (branches not taken, ...).
         ranges: Where the analysis started from: interval by input and parameter name.
+        weights: The weights asked for, in words: "up to 10 times their initial size".
         capture_seconds: CPU time of recording the step.
         analysis_seconds: CPU time of the analysis itself.
         context: The step that was analysed and its ranges.
@@ -189,6 +217,7 @@ class Analysis:
     unknowns: tuple[Unknown, ...] = ()
     notes: tuple[str, ...] = ()
     ranges: Mapping[str, Interval] = field(default_factory=dict)
+    weights: str = "up to 10 times their initial size"
     capture_seconds: float = 0.0
     analysis_seconds: float = 0.0
     context: Context | None = field(default=None, repr=False, compare=False)
@@ -207,6 +236,7 @@ class Analysis:
             "bounds": {name: bound.to_dict() for name, bound in self.bounds.items()},
             "observed": {name: list(pair) for name, pair in self.observed.items()},
             "ranges": {name: bound.to_dict() for name, bound in self.ranges.items()},
+            "weights": self.weights,
             "unknowns": [str(unknown) for unknown in self.unknowns],
             "notes": list(self.notes),
             "capture_seconds": self.capture_seconds,

@@ -108,9 +108,13 @@ def render_html(
     history = history or History()
     proposed = dict(diffs or {})
     rows, axis = charts.bound_rows(analysis, history) if analysis else ([], "")
-    defects = [
-        _defect(defect, times, proposed.pop(defect.source.location, ""))
-        for defect, times in [*certain, *possible]
+
+    def view(defect: Defect, times: int) -> dict[str, Any]:
+        return _defect(defect, times, proposed.pop(defect.source.location, ""))
+
+    proven = [view(*entry) for entry in certain]
+    unproven = [
+        (level, [view(*entry) for entry in group]) for level, group in words.by_reach(possible)
     ]
     page = _template().render(
         title=words.clean(title),
@@ -126,8 +130,9 @@ def render_html(
             for number, incident in enumerate(history.incidents[:CARDS], 1)
         ],
         others=history.incidents[CARDS:],
-        certain=defects[: len(certain)],
-        possible=defects[len(certain) :],
+        certain=proven,
+        possible=unproven,
+        unproven=len(possible),
         diffs=[(words.clean(name), _diff(text)) for name, text in proposed.items()],
         analysis=analysis,
         unknowns=[words.clean(str(unknown)) for unknown in analysis.unknowns] if analysis else [],
@@ -229,6 +234,7 @@ def _defect(defect: Defect, times: int, diff: str) -> dict[str, Any]:
         "outcome": _prose(defect.outcome),
         "gradient_only": defect.gradient_only,
         "consequence": _prose(defect.consequence),
+        "drift": words.clean(defect.drift),
         "remedy": words.clean(defect.remedy),
         "witness": _prose(words.witness(defect.witness, defect.op)) if defect.witness else "",
         "diff": _diff(diff),

@@ -220,6 +220,7 @@ class Story:
         rows: Rows = [("operand", Text(words.interval(defect.bounds))), ("gives", Text(gives))]
         if defect.consequence:
             rows.append(("then", _plain(defect.consequence)))
+        rows.append(("when", _plain(defect.drift)))
         if defect.witness is not None:
             rows.append(("proof", Text(words.witness(defect.witness, defect.op))))
         if defect.remedy:
@@ -264,21 +265,33 @@ def _verdict(analysis: Analysis, certain: int, possible: int) -> Text:
 
 
 def _possible(defects: Sequence[tuple[Defect, int]]) -> RenderableType:
+    title = "Possible by the bounds, not proven"
+    if len(defects) > SHOWN:
+        title += f"; {SHOWN} of {len(defects)}"
+    parts: list[RenderableType] = []
+    left = SHOWN
+    for level, group in words.by_reach(defects):
+        if left > 0:
+            parts += [_plain(f"{title}, {level}:", "dim"), _lines(group[:left])]
+        title = "And"  # the figure at the end of a line is the growth that it takes
+        left -= len(group)
+    return Group(*parts)
+
+
+def _lines(defects: Sequence[tuple[Defect, int]]) -> RenderableType:
     grid = Table.grid(padding=(0, 2))
-    for _ in range(4):
-        grid.add_column(no_wrap=True, overflow="ellipsis", style="dim")
-    for defect, times in defects[:SHOWN]:
+    for least in (5, None, None, None, 6):
+        grid.add_column(no_wrap=True, overflow="ellipsis", style="dim", min_width=least)
+    for defect, times in defects:
         repeated = f" ({times} times)" if times > 1 else ""
         grid.add_row(
             _plain(defect.code),
             _plain(f"{defect.op} if {defect.bad}"),
             _plain(defect.source.location + repeated),
             Text(words.interval(defect.bounds)),
+            _plain(f"× {defect.times}" if defect.times else ""),
         )
-    title = "Possible by the bounds, not proven"
-    if len(defects) > SHOWN:
-        title += f"; {SHOWN} of {len(defects)}"
-    return Group(Text(f"{title}:", style="dim"), grid)
+    return grid
 
 
 def _incomplete(analysis: Analysis) -> Text:

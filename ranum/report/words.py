@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from ranum.analysis.interval import Interval
+from ranum.analysis.ranges import LEVELS, WeightLevel
 from ranum.analysis.result import Analysis, Defect, Witness
 from ranum.guards.types import Culprit, History, Incident
 from ranum.source import UNKNOWN, Source
@@ -22,6 +23,13 @@ ACTIONS = {
     "go on": "Went on",
 }
 """What a remedy did, by its name; other names are shown as they are."""
+
+REACHES: Mapping[WeightLevel, str] = {
+    "initial": "with the weights as initialised",
+    "envelope": "once weights grow within the training envelope",
+    "anything": "only once weights grow beyond the training envelope",
+}
+"""What the level at which a defect first occurs is called in a heading."""
 
 
 def number(value: float | None) -> str:
@@ -160,8 +168,17 @@ def grouped(analysis: Analysis) -> tuple[list[tuple[Defect, int]], list[tuple[De
     possible: list[tuple[Defect, int]] = []
     for defects in groups.values():
         proven = [defect for defect in defects if defect.severity == "certain"]
-        (certain if proven else possible).append(((proven or defects)[0], len(defects)))
+        shown = min(proven or defects, key=lambda defect: LEVELS.index(defect.reach))
+        (certain if proven else possible).append((shown, len(defects)))
     return certain, possible
+
+
+def by_reach(
+    defects: Sequence[tuple[Defect, int]],
+) -> list[tuple[str, list[tuple[Defect, int]]]]:
+    """Defects under the heading of the weights with which they first occur, nearest first."""
+    groups = {level: [entry for entry in defects if entry[0].reach == level] for level in LEVELS}
+    return [(REACHES[level], group) for level, group in groups.items() if group]
 
 
 def changes(patch: Mapping[str, tuple[Any, Any]]) -> list[tuple[str, str, str]]:

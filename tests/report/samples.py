@@ -135,6 +135,8 @@ def defect(source: Source, *, certain: bool = True, **changes: Any) -> Defect:
         "outcome": "-Inf at 0, NaN below",
         "consequence": "0 * -Inf is NaN in the loss, and every weight is NaN after one step.",
         "remedy": "Write torch.log_softmax(logits, -1).",
+        "reach": "envelope",
+        "growth": 2.54,
     }
     found = Defect(**values | changes)
     return found.certain(witness()) if certain else found
@@ -186,6 +188,8 @@ def analysis(file: Path, **changes: Any) -> Analysis:
                 outcome="NaN for 0 / 0, Inf otherwise",
                 consequence="",
                 remedy="Divide by the sum of absolute values plus eps.",
+                reach="initial",
+                growth=None,
             ),
             defect(
                 source_of(file, "scores.sum(-1, keepdim=True)", "head"),
@@ -198,6 +202,8 @@ def analysis(file: Path, **changes: Any) -> Analysis:
                 outcome="Inf",
                 consequence="",
                 remedy="",
+                reach="anything",
+                growth=4.1e5,
             ),
         ),
         "unknowns": (Unknown(op="my_op", count=2, source=source_of(file, "self(images)", "")),),

@@ -61,6 +61,15 @@ def test_a_certain_defect_is_told_in_full(file):
     assert "Incomplete: 1 operator" in text
 
 
+def test_possible_defects_stand_under_the_weights_they_need(file):
+    lines = told(100, lambda story: story.analysis(samples.analysis(file))).splitlines()
+    first = next(i for i, line in enumerate(lines) if "not proven, with the weights as" in line)
+    assert "RN103" in lines[first + 1]
+    assert "And, only once weights grow beyond the training envelope:" in lines[first + 2]
+    assert "RN110" in lines[first + 3]
+    assert lines[first + 3].rstrip().endswith("× 4.1e5")
+
+
 def test_no_defects_is_one_line(file):
     analysis = samples.analysis(file, defects=(), unknowns=())
     text = told(tell=lambda story: story.analysis(analysis))
