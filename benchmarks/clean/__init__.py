@@ -1,0 +1,5 @@
+"""The clean control set: stock architectures that are known to train, and what is said of them.
+
+An alarm here is either a false one, which is a bug of the analysis, or a real defect, which
+then has a witness and a line in `KNOWN_DEFECTS`.
+"""
