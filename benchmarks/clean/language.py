@@ -21,7 +21,9 @@ def _made(architecture: str, options: dict[str, Any], **fixed: Any) -> Any:
     return model_class(model_class.config_class(**options, **fixed)).train()
 
 
-def _language_model(architecture: str, options: dict[str, Any], tokens: int, batch: int) -> Workload:
+def _language_model(
+    architecture: str, options: dict[str, Any], tokens: int, batch: int
+) -> Workload:
     model = _made(architecture, options)
     words = model.config.get_text_config().vocab_size
     ids = torch.randint(3, words, (batch, tokens))
@@ -48,7 +50,7 @@ def _classifier(architecture: str, options: dict[str, Any]) -> Workload:
 
 
 def _pretraining(architecture: str, options: dict[str, Any]) -> Workload:
-    """ELECTRA's discriminator: was each token replaced?"""
+    """The task of ELECTRA's discriminator: which tokens were replaced."""
     model = _made(architecture, options)
     inputs = {
         "input_ids": torch.randint(3, model.config.vocab_size, (_BATCH, TOKENS)),

@@ -21,7 +21,9 @@ def _mlp() -> Workload:
         nn.Linear(16, 32), nn.ReLU(), nn.Dropout(0.1), nn.Linear(32, 32), nn.Tanh(),
         nn.Linear(32, 5),
     )  # fmt: skip
-    return Workload(model, {"x": torch.randn(8, 16), "y": torch.randint(0, 5, (8,))}, _cross_entropy)
+    return Workload(
+        model, {"x": torch.randn(8, 16), "y": torch.randint(0, 5, (8,))}, _cross_entropy
+    )
 
 
 def _cnn() -> Workload:

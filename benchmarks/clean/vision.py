@@ -66,9 +66,7 @@ def _depth(architecture: str, options: dict[str, Any], size: int) -> Workload:
         depth = model(batch["pixel_values"]).predicted_depth
         return (depth - batch["depth"]).abs().mean()
 
-    return Workload(
-        model, {"pixel_values": images, "depth": torch.rand(_BATCH, size, size)}, loss
-    )
+    return Workload(model, {"pixel_values": images, "depth": torch.rand(_BATCH, size, size)}, loss)
 
 
 def _contrastive(architecture: str, options: dict[str, Any], size: int) -> Workload:
@@ -91,9 +89,7 @@ def _perceiver(options: dict[str, Any]) -> Workload:
     model = _made("PerceiverForMaskedLM", options)
     ids = torch.randint(0, WORDS, (_BATCH, TOKENS))
     mask = torch.ones(_BATCH, TOKENS, dtype=torch.long)
-    return Workload(
-        model, {"inputs": ids, "attention_mask": mask, "labels": ids.clone()}, own_loss
-    )
+    return Workload(model, {"inputs": ids, "attention_mask": mask, "labels": ids.clone()}, own_loss)
 
 
 _VIT = {
@@ -133,9 +129,11 @@ _CLASSIFIERS: dict[str, tuple[str, dict[str, Any], int]] = {
     "MobileNetV2": ("MobileNetV2ForImageClassification", {"depth_multiplier": 0.25}, 32),
     "EfficientNet": (
         "EfficientNetForImageClassification",
-        {"in_channels": [32, 16], "out_channels": [16, 24], "strides": [1, 2], "kernel_sizes": [3, 3],
-         "depthwise_padding": [], "num_block_repeats": [1, 1], "expand_ratios": [1, 6],
-         "hidden_dim": 1280, "width_coefficient": 1.0, "depth_coefficient": 1.0, "image_size": 32},
+        {"in_channels": [32, 16], "out_channels": [16, 24], "strides": [1, 2],
+         "kernel_sizes": [3, 3], "depthwise_padding": [], "num_block_repeats": [1, 1],
+         "expand_ratios": [1, 6],
+         "hidden_dim": 1280, "width_coefficient": 1.0, "depth_coefficient": 1.0,
+         "image_size": 32},
         32,
     ),
     "PoolFormer": (

@@ -1,0 +1,26 @@
+"""Relational facts: what the box alone cannot say.
+
+Each fact is a pattern over recorded operators and a bound that then holds for the result,
+in floating point too. A fact that does not match costs precision, never soundness.
+`refine` is called after every transfer function; it only ever narrows.
+
+Families live in sibling files, which are imported here to fill the table.
+"""
+
+from __future__ import annotations
+
+from ranum.analysis.facts import norms, softmax  # noqa: F401 - they fill the table
+from ranum.analysis.facts._patterns import FACTS, Intervals, root
+from ranum.analysis.graph import Graph, Node
+from ranum.analysis.interval import Interval
+
+__all__ = ["refine", "root"]
+
+
+def refine(graph: Graph, node: Node, intervals: Intervals, result: Interval) -> Interval:
+    """The result narrowed by every fact known for the operator."""
+    if not result.dtype.is_floating_point or result.is_empty_tensor:
+        return result
+    for fact in FACTS.get(node.op, ()):
+        result = fact(graph, node, intervals, result)
+    return result

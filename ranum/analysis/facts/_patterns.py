@@ -1,0 +1,84 @@
+"""What facts are made of: the table of them, and patterns over recorded operators."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+from ranum.analysis.graph import Graph, Node, Ref
+from ranum.analysis.interval import Interval
+
+Intervals = Mapping[int, Interval]
+Fact = Callable[[Graph, Node, Intervals, Interval], Interval]
+
+TRANSPARENT = frozenset({"identity"})
+SAME_ELEMENTS = frozenset({"identity", "reshape", "expand"})
+
+FACTS: dict[str, list[Fact]] = {}
+
+
+def fact(*ops: str) -> Callable[[Fact], Fact]:
+    """Registers a fact for the results of one or more operators."""
+
+    def register(function: Fact) -> Fact:
+        for op in ops:
+            FACTS.setdefault(op, []).append(function)
+        return function
+
+    return register
+
+
+def root(graph: Graph, value: int) -> int:
+    """The value behind copies and detaches: the same elements in the same places."""
+    while (node := graph.producer(value)) is not None and node.op in TRANSPARENT:
+        value = node.operands[0]
+    return value
+
+
+def made_by(
+    graph: Graph, value: int, *ops: str, through: frozenset[str] = TRANSPARENT
+) -> Node | None:
+    """The node that made a value, looking through operators in `through`, if it is one of `ops`."""
+    node = graph.producer(value)
+    while node is not None and node.op in through:
+        node = graph.producer(node.operands[0])
+    return node if node is not None and node.op in ops else None
+
+
+def operand_of(graph: Graph, node: Node, name: str) -> int | None:
+    argument = node.arguments.get(name)
+    return root(graph, argument.value) if isinstance(argument, Ref) else None
+
+
+def reduced_dims(node: Node, rank: int) -> tuple[int, ...]:
+    """The dimensions a reduction runs over, sorted, non-negative."""
+    dim = node.arguments.get("dim")
+    if dim is None or dim == []:
+        return tuple(range(rank))
+    dims = [dim] if isinstance(dim, int) else list(dim)
+    return tuple(sorted(d % rank for d in dims)) if rank else ()
+
+
+def count_over(shape: tuple[int, ...], dims: tuple[int, ...]) -> int:
+    return math.prod(shape[dim] for dim in dims)
+
+
+def aligned(graph: Graph, reduced: int, full: int, dims: tuple[int, ...]) -> bool:
+    """True if a reduced value broadcasts back along exactly the dimensions it was reduced over."""
+    shape = graph.values[full].shape
+    kept = tuple(1 if dim in dims else size for dim, size in enumerate(shape))
+    got = graph.values[reduced].shape
+    if len(got) == len(shape):
+        return got in (kept, shape)
+    return math.prod(got) == 1 and math.prod(kept) == 1
+
+
+def is_constant_above(graph: Graph, argument: object, floor: float) -> bool:
+    """True for a number or recorded constant that is nowhere below `floor`."""
+    if isinstance(argument, (int, float)) and not isinstance(argument, bool):
+        return argument >= floor
+    if isinstance(argument, Ref):
+        data = graph.values[argument.value].data
+        is_constant = graph.values[argument.value].kind == "constant"
+        return is_constant and data is not None and bool((data >= floor).all())
+    return False

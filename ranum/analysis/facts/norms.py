@@ -1,0 +1,121 @@
+"""Squares and norms: x * x is not negative, and no element is larger than the norm."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from ranum.analysis.facts._patterns import (
+    SAME_ELEMENTS,
+    Intervals,
+    aligned,
+    count_over,
+    fact,
+    is_constant_above,
+    made_by,
+    operand_of,
+    reduced_dims,
+)
+from ranum.analysis.graph import Graph, Node
+from ranum.analysis.interval import Interval, gamma
+
+
+@fact("mul")
+def _same_factors(graph: Graph, node: Node, intervals: Intervals, result: Interval) -> Interval:
+    """X * x >= 0."""
+    x, other = operand_of(graph, node, "x"), operand_of(graph, node, "other")
+    return result.intersect(lower=0.0) if x is not None and x == other else result
+
+
+@fact("mul", "div")
+def _normalised(graph: Graph, node: Node, intervals: Intervals, result: Interval) -> Interval:
+    """|x| rsqrt(mean(x^2) + eps) <= sqrt(n), and the same spelled x / sqrt(...)."""
+    for numerator, scale in _scalings(graph, node):
+        n = _mean_square_terms(graph, scale, numerator)
+        if n is None or not intervals[numerator].is_finite:
+            continue
+        slack = 1 + 4 * gamma(n + 4, result.dtype)
+        reach = math.sqrt(n) * slack
+        return result.with_nan(False).intersect(-reach, reach)
+    return result
+
+
+def _scalings(graph: Graph, node: Node) -> list[tuple[int, int]]:
+    """(numerator, radicand) for x * rsqrt(r) and x / sqrt(r)."""
+    x, other = operand_of(graph, node, "x"), operand_of(graph, node, "other")
+    if x is None or other is None:
+        return []
+    pairs = [(x, other)] if node.op == "div" else [(x, other), (other, x)]
+    root_op = "sqrt" if node.op == "div" else "rsqrt"
+    found = []
+    for numerator, factor in pairs:
+        made = made_by(graph, factor, root_op, through=SAME_ELEMENTS)
+        radicand = None if made is None else operand_of(graph, made, "x")
+        if radicand is not None:
+            found.append((numerator, radicand))
+    return found
+
+
+def _mean_square_terms(graph: Graph, radicand: int, x: int) -> int | None:
+    """N if the radicand is the mean over n of x*x plus a positive constant; None otherwise.
+
+    A variance taken from uncentred data does not count: x - mean(x) carries the rounding
+    error of the mean, which the variance does not see.
+    """
+    added = made_by(graph, radicand, "add", through=SAME_ELEMENTS)
+    if added is None or not is_constant_above(
+        graph, added.arguments.get("other"), torch.finfo(graph.values[x].dtype).tiny
+    ):
+        return None
+    average = operand_of(graph, added, "x")
+    if average is None:
+        return None
+    shape = graph.values[x].shape
+    mean = made_by(graph, average, "mean", through=SAME_ELEMENTS)
+    squared = None if mean is None else operand_of(graph, mean, "x")
+    if mean is None or squared is None or _square_of(graph, squared) != x:
+        return None
+    dims = reduced_dims(mean, len(shape))
+    return count_over(shape, dims) if aligned(graph, average, x, dims) else None
+
+
+def _square_of(graph: Graph, value: int) -> int | None:
+    node = made_by(graph, value, "mul", "pow", "square")
+    if node is None:
+        return None
+    x = operand_of(graph, node, "x")
+    if node.op == "mul":
+        return x if x == operand_of(graph, node, "other") else None
+    if node.op == "pow":
+        return x if node.arguments.get("exponent") == 2 else None
+    return x
+
+
+@fact("div")
+def _unit_vector(graph: Graph, node: Node, intervals: Intervals, result: Interval) -> Interval:
+    """|x| / max(norm(x), eps) <= 1, and the same with norm(x) + eps.
+
+    Squares of elements below sqrt(tiny) are lost from the norm; eps must cover those.
+    """
+    x, other = operand_of(graph, node, "x"), operand_of(graph, node, "other")
+    if x is None or other is None or not intervals[x].is_finite:
+        return result
+    guarded = made_by(graph, other, "clamp_min", "clamp", "add", through=SAME_ELEMENTS)
+    inner = None if guarded is None else operand_of(graph, guarded, "x")
+    if guarded is None or inner is None or not intervals[inner].is_finite:
+        return result
+    floor = "other" if guarded.op == "add" else "min"
+    least = math.sqrt(torch.finfo(result.dtype).tiny)
+    if not is_constant_above(graph, guarded.arguments.get(floor), least):
+        return result
+    if guarded.arguments.get("max") is not None:
+        return result
+    norm = made_by(graph, inner, "linalg_vector_norm", "norm", through=SAME_ELEMENTS)
+    if norm is None or operand_of(graph, norm, "x") != x:
+        return result
+    order = norm.arguments.get("ord", norm.arguments.get("p", 2))
+    if order not in (1, 2, math.inf):
+        return result
+    reach = 1 + 4 * gamma(math.prod(graph.values[x].shape) + 4, result.dtype)
+    return result.with_nan(False).intersect(-reach, reach)

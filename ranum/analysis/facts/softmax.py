@@ -1,0 +1,84 @@
+"""Softmax and log-sum-exp by hand: what subtracting the maximum is good for."""
+
+from __future__ import annotations
+
+from ranum.analysis.facts._patterns import (
+    SAME_ELEMENTS,
+    Intervals,
+    aligned,
+    count_over,
+    fact,
+    made_by,
+    operand_of,
+    reduced_dims,
+)
+from ranum.analysis.graph import Graph, Node
+from ranum.analysis.interval import Interval, gamma, unit_roundoff
+
+
+def _maximum_over(graph: Graph, value: int, of: int) -> tuple[int, ...] | None:
+    """Dimensions over which `value` is the maximum of `of`; None if it is not one."""
+    node = made_by(graph, value, "amax", "max", through=SAME_ELEMENTS)
+    if node is None or operand_of(graph, node, "x") != of or node.outputs[0] is None:
+        return None
+    if node.op == "max" and "other" in node.arguments:
+        return None
+    rank = len(graph.values[of].shape)
+    return reduced_dims(node, rank)
+
+
+def _shift(graph: Graph, value: int) -> tuple[int, ...] | None:
+    """Dimensions over which `value` is x - max(x); None if it is not."""
+    node = made_by(graph, value, "sub")
+    if node is None or node.arguments.get("alpha", 1) != 1:
+        return None
+    x, other = operand_of(graph, node, "x"), operand_of(graph, node, "other")
+    if x is None or other is None or graph.values[x].shape != graph.values[value].shape:
+        return None
+    dims = _maximum_over(graph, other, x)
+    return dims if dims is not None and aligned(graph, other, x, dims) else None
+
+
+@fact("sub")
+def _same_terms(graph: Graph, node: Node, intervals: Intervals, result: Interval) -> Interval:
+    """X - max(x) <= 0, and at least the width of x below; both exact under rounding."""
+    output = node.outputs[0]
+    if output is None or _shift(graph, output) is None:
+        return result
+    return result.intersect(upper=0.0)
+
+
+@fact("sum")
+def _sum_of_shifted(graph: Graph, node: Node, intervals: Intervals, result: Interval) -> Interval:
+    """Sum exp(x - max x) lies in [1, n]: one term is exp(0) = 1, none is above it."""
+    operand = operand_of(graph, node, "x")
+    if operand is None:
+        return result
+    exponential = made_by(graph, operand, "exp")
+    inner = None if exponential is None else operand_of(graph, exponential, "x")
+    if inner is None:
+        return result
+    shape = graph.values[operand].shape
+    dims = reduced_dims(node, len(shape))
+    shifted = _shift(graph, inner)
+    if shifted is None or not set(shifted) <= set(dims) or not intervals[inner].is_finite:
+        return result
+    terms = count_over(shape, dims)
+    return result.intersect(lower=1.0, upper=terms * (1 + gamma(terms, result.dtype)))
+
+
+@fact("div")
+def _part_of_whole(graph: Graph, node: Node, intervals: Intervals, result: Interval) -> Interval:
+    """E / sum(e) lies in [0, 1] for e >= 0 with a positive sum."""
+    part, whole = operand_of(graph, node, "x"), operand_of(graph, node, "other")
+    if part is None or whole is None or intervals[part].low < 0 or intervals[whole].low <= 0:
+        return result
+    total = made_by(graph, whole, "sum", through=SAME_ELEMENTS)
+    if total is None or operand_of(graph, total, "x") != part:
+        return result
+    shape = graph.values[part].shape
+    dims = reduced_dims(total, len(shape))
+    if not aligned(graph, whole, part, dims) or not intervals[whole].is_finite:
+        return result
+    slack = gamma(count_over(shape, dims), result.dtype) + unit_roundoff(result.dtype)
+    return result.with_nan(False).intersect(0.0, 1.0 + slack)
