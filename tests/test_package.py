@@ -31,6 +31,8 @@ ALLOWED = {
 ADAPTERS = {
     "lightning": ("ranum.callbacks", "ranum.analysis.capture.lightning"),
     "pytorch_lightning": ("ranum.callbacks", "ranum.analysis.capture.lightning"),
+    "keras": ("ranum.analysis.capture.tensorflow",),
+    "tensorflow": ("ranum.analysis.capture.tensorflow",),
     "optuna": ("ranum.repair.search",),
     "scipy": ("ranum.repair",),
     "tensorboard": ("ranum.report", "ranum.callbacks"),
@@ -39,10 +41,12 @@ ADAPTERS = {
     "jinja2": ("ranum.report",),
 }
 EXTRAS = {
+    "keras": "keras",
     "lightning": "lightning",
     "pytorch_lightning": "lightning",
     "optuna": "repair",
     "tensorboard": "tensorboard",
+    "tensorflow": "tensorflow",
 }
 
 
@@ -242,7 +246,16 @@ def loaded_by(statement: str) -> set[str]:
     return set(done.stdout.split())
 
 
-OPTIONAL = {"lightning", "pytorch_lightning", "optuna", "tensorboard", "sklearn", "scipy"}
+OPTIONAL = {
+    "keras",
+    "tensorflow",
+    "lightning",
+    "pytorch_lightning",
+    "optuna",
+    "tensorboard",
+    "sklearn",
+    "scipy",
+}
 
 
 def test_importing_ranum_loads_nothing_heavy():

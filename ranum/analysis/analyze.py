@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from ranum.analysis.capture.lightning import is_lightning_module, lightning_program
 from ranum.analysis.capture.program import Program
+from ranum.analysis.capture.tensorflow import tensorflow_program
 from ranum.analysis.capture.torch import function_program, module_program
 from ranum.analysis.defects import find_defects
 from ranum.analysis.graph import Graph, Node
@@ -23,7 +25,7 @@ from ranum.source import Source, traceback_source
 
 
 def analyze(
-    target: nn.Module | Callable[..., Any] | Program,
+    target: nn.Module | Callable[..., Any] | Program | str | Path,
     *example_inputs: Any,
     inputs: Mapping[str, Range] | None = None,
     weights: Weights = "envelope",
@@ -41,7 +43,9 @@ def analyze(
 
     Args:
         target: A function that returns a loss; a module (with `loss`, or returning its loss
-            itself); a LightningModule, whose `training_step` is analysed on one batch.
+            itself); a LightningModule, whose `training_step` is analysed on one batch; a
+            compiled Keras model, with x and y as `fit` takes them; a `tf.function` or a
+            function of TensorFlow tensors; the folder of a SavedModel.
         *example_inputs: Arguments for one step; for a LightningModule, the batch.
         inputs: Ranges (lower, upper) by input name or pattern, "x" or "batch[0]"; by default
             what the example showed plus a margin of a tenth.
@@ -113,6 +117,9 @@ def _program(
         return target
     if loss is not None and not callable(loss):
         raise ArgumentError(f"loss must be callable or None; got {loss!r}.")
+    program = tensorflow_program(target, arguments, loss=loss, backward=backward)
+    if program is not None:
+        return program
     if is_lightning_module(target):
         if len(arguments) != 1:
             raise ArgumentError(

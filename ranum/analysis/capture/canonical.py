@@ -123,6 +123,8 @@ def canonicalize(func: Any, bound: dict[str, Any], output: Tensor) -> Canonical:
         if x.dtype == output.dtype:
             return Canonical("identity", func, {"x": x})
         return Canonical("cast", func, {"x": x, "dtype": output.dtype})
+    if op == "ranum::opaque":
+        return Canonical(bound["name"], None, {"operands": bound["operands"]})
     if op == "copy":
         return Canonical("copy", None, {"x": x, "src": bound["src"]})
     if op in _FILLS:

@@ -1,0 +1,139 @@
+"""All use of TensorFlow's and Keras' private interfaces, and of their modules at all.
+
+Only reached when the target is TensorFlow's; the rest of the package works on plain data.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+from ranum.errors import MissingExtraError
+
+
+def tensorflow() -> Any:
+    """The module.
+
+    Raises:
+        MissingExtraError: If it is not installed.
+    """
+    try:
+        import tensorflow as tf
+    except ImportError as error:
+        raise MissingExtraError("tensorflow", "tensorflow", "the analysis of it") from error
+    return tf
+
+
+def keras() -> Any:
+    """The module `keras`, version 3."""
+    import keras as module
+
+    return module
+
+
+@lru_cache(maxsize=4096)
+def operator(name: str) -> Any | None:
+    """The `OpDef` message of an operator type, or None."""
+    from tensorflow.python.framework import op_def_registry
+
+    return op_def_registry.get(name)
+
+
+def function_graph(graph: Any, name: str) -> Any | None:
+    """The traced graph of a function that `graph` calls, with its tracebacks, or None."""
+    found = graph._get_function(name)
+    return getattr(found, "graph", None)
+
+
+def calls_with_training(model: Any) -> bool:
+    """True if the model's `call` takes `training`, as Keras' own training step asks."""
+    return bool(getattr(model, "_call_has_training_arg", True))
+
+
+def compiled_loss(model: Any) -> Any | None:
+    """The loss given to `compile`, or None."""
+    return getattr(model, "_compile_loss", None)
+
+
+@contextmanager
+def layers_noted(owners: dict[tuple[int, str], str], root: Any) -> Iterator[None]:
+    """Notes which layer makes each operation while graphs are traced.
+
+    Args:
+        owners: Takes, by the graph's `id` and the operation's name, the path of the innermost
+            layer: names from the outermost layer inside `root` to it, joined by "/".
+        root: The layer that stands for the whole; its own path is "".
+    """
+    tf = tensorflow()
+    layer = keras().layers.Layer
+    plain = layer.__call__
+    path: list[str] = []
+
+    def noting(self: Any, *args: Any, **kwargs: Any) -> Any:
+        graph = tf.compat.v1.get_default_graph()
+        before = len(graph.get_operations())
+        is_inner = self is not root
+        if is_inner:
+            path.append(self.name)
+        try:
+            return plain(self, *args, **kwargs)
+        finally:
+            own = "/".join(path)
+            if is_inner:
+                path.pop()
+            for operation in graph.get_operations()[before:]:
+                owners.setdefault((id(graph), operation.name), own)
+
+    layer.__call__ = noting
+    try:
+        yield
+    finally:
+        layer.__call__ = plain
+
+
+def run_operator(kind: str, attributes: dict[str, Any], operands: Sequence[Any]) -> tuple[Any, ...]:
+    """One operator carried out by TensorFlow itself, on TensorFlow's tensors."""
+    tf = tensorflow()
+    definition = operator(kind)
+    function: Callable[..., Any] = getattr(tf.raw_ops, kind)
+    given: dict[str, Any] = {}
+    waiting = list(operands)
+    for argument in definition.input_arg:  # type: ignore[union-attr]
+        if argument.number_attr:
+            count = attributes[argument.number_attr]
+            given[argument.name], waiting = waiting[:count], waiting[count:]
+        elif argument.type_list_attr:
+            count = len(attributes[argument.type_list_attr])
+            given[argument.name], waiting = waiting[:count], waiting[count:]
+        else:
+            given[argument.name] = waiting.pop(0)
+    kinds = {attribute.name: attribute.type for attribute in definition.attr}  # type: ignore[union-attr]
+    for name in inspect.signature(function).parameters:
+        if name in attributes and name not in given:
+            value = attributes[name]
+            if kinds[name] == "type":
+                value = tf.dtypes.as_dtype(value)
+            elif kinds[name] == "list(type)":
+                value = [tf.dtypes.as_dtype(one) for one in value]
+            given[name] = value
+    result = function(**given)
+    return tuple(result) if isinstance(result, (tuple, list)) else (result,)
+
+
+def reads_only_numbers(kind: str) -> bool:
+    """True for operators without a state that read and return numbers, nothing else."""
+    tf = tensorflow()
+    definition = operator(kind)
+    if definition is None or definition.is_stateful or "PyFunc" in kind:
+        return False
+    outside = {
+        tf.string.as_datatype_enum,
+        tf.resource.as_datatype_enum,
+        tf.variant.as_datatype_enum,
+    }
+    return not any(
+        argument.type in outside for argument in (*definition.input_arg, *definition.output_arg)
+    )

@@ -1,0 +1,202 @@
+"""Operators whose gradient TensorFlow defines differently from torch.
+
+Each class computes the value with torch and TensorFlow's gradient by torch operators, so that
+both are recorded. Second derivatives are not defined.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def applied(function: Any, *operands: Any) -> Tensor:
+    """The result of one of the functions below."""
+    result: Tensor = function.apply(*operands)
+    return result
+
+
+def summed_to(gradient: Tensor, shape: torch.Size) -> Tensor:
+    """The gradient of an operand that was broadcast: summed over what was repeated."""
+    return gradient if gradient.shape == shape else gradient.sum_to_size(shape)
+
+
+class GuardedPower(torch.autograd.Function):
+    """x ** y with dx = y x ** (y - 1), dy = x ** y log(x) where x > 0, else 0."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
+        """X and y broadcast against each other."""
+        result = torch.pow(x, y)
+        ctx.save_for_backward(x, y, result)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Gradients of x and y."""
+        x, y, result = ctx.saved_tensors
+        for_x = for_y = None
+        if ctx.needs_input_grad[0]:
+            for_x = summed_to(gradient * y * torch.pow(x, y - 1), x.shape)
+        if ctx.needs_input_grad[1]:
+            positive = x > 0
+            logarithm = torch.log(torch.where(positive, x, torch.ones_like(x)))
+            logarithm = torch.where(positive, logarithm, torch.zeros_like(x))
+            for_y = summed_to(gradient * result * logarithm, y.shape)
+        return for_x, for_y
+
+
+class Maximum(torch.autograd.Function):
+    """The larger one of x and y; the gradient of a tie goes to x alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
+        """X and y broadcast against each other."""
+        ctx.save_for_backward(x, y)
+        return torch.maximum(x, y)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Gradients of x and y."""
+        x, y = ctx.saved_tensors
+        return _shared_out(ctx, gradient, x >= y, x.shape, y.shape)
+
+
+class Minimum(torch.autograd.Function):
+    """The smaller one of x and y; the gradient of a tie goes to x alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
+        """X and y broadcast against each other."""
+        ctx.save_for_backward(x, y)
+        return torch.minimum(x, y)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Gradients of x and y."""
+        x, y = ctx.saved_tensors
+        return _shared_out(ctx, gradient, x <= y, x.shape, y.shape)
+
+
+def _shared_out(
+    ctx: Any, gradient: Tensor, to_first: Tensor, first: torch.Size, second: torch.Size
+) -> tuple[Tensor | None, Tensor | None]:
+    nothing = torch.zeros_like(gradient)
+    for_first = for_second = None
+    if ctx.needs_input_grad[0]:
+        for_first = summed_to(torch.where(to_first, gradient, nothing), first)
+    if ctx.needs_input_grad[1]:
+        for_second = summed_to(torch.where(to_first, nothing, gradient), second)
+    return for_first, for_second
+
+
+class XLogY(torch.autograd.Function):
+    """X log(y), 0 where x = 0; dx = log(y) where x is not 0, else 0; dy = x / y, 0 where x = 0."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
+        """X and y broadcast against each other."""
+        ctx.save_for_backward(x, y)
+        return torch.xlogy(x, y)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Gradients of x and y."""
+        x, y = ctx.saved_tensors
+        for_x = for_y = None
+        if ctx.needs_input_grad[0]:
+            for_x = summed_to(torch.xlogy((x != 0).to(x.dtype), y) * gradient, x.shape)
+        if ctx.needs_input_grad[1]:
+            for_y = summed_to(divided(x, y) * gradient, y.shape)
+        return for_x, for_y
+
+
+class XDividedByY(torch.autograd.Function):
+    """x / y, 0 where x = 0; dx = 1 / y where x is not 0, else 0; dy = -x / y², 0 where x = 0."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
+        """X and y broadcast against each other."""
+        ctx.save_for_backward(x, y)
+        return divided(x, y)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Gradients of x and y."""
+        x, y = ctx.saved_tensors
+        for_x = for_y = None
+        if ctx.needs_input_grad[0]:
+            for_x = summed_to(divided((x != 0).to(x.dtype), y) * gradient, x.shape)
+        if ctx.needs_input_grad[1]:
+            for_y = summed_to(divided(-x, y * y) * gradient, y.shape)
+        return for_x, for_y
+
+
+def divided(x: Tensor, y: Tensor) -> Tensor:
+    """X / y, and 0 where x = 0."""
+    empty = x == 0
+    quotient = x / torch.where(empty, torch.ones_like(y), y)
+    return torch.where(empty, torch.zeros_like(quotient), quotient)
+
+
+class Selu(torch.autograd.Function):
+    """`selu`, whose derivative at 0 is the one from the right."""
+
+    ALPHA, SCALE = 1.6732632423543772, 1.0507009873554805
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        """Any shape."""
+        result = torch.nn.functional.selu(x)
+        ctx.save_for_backward(result)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        """Scale on the right; result + scale alpha on the left."""
+        (result,) = ctx.saved_tensors
+        left = gradient * (result + Selu.ALPHA * Selu.SCALE)
+        return torch.where(result < 0, left, gradient * Selu.SCALE)
+
+
+class SoftmaxCrossEntropy(torch.autograd.Function):
+    """-Σ labels log_softmax(logits) `[N]`; dlogits = softmax - labels, even where Σ labels != 1."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
+        """Logits and labels `[N, C]`."""
+        logarithm = torch.log_softmax(logits, -1)
+        ctx.save_for_backward(logarithm, labels)
+        return -(labels * logarithm).sum(-1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Gradients of the logits and the labels."""
+        logarithm, labels = ctx.saved_tensors
+        upstream = gradient.unsqueeze(-1)
+        for_logits = for_labels = None
+        if ctx.needs_input_grad[0]:
+            for_logits = upstream * (torch.exp(logarithm) - labels)
+        if ctx.needs_input_grad[1]:
+            for_labels = -upstream * logarithm
+        return for_logits, for_labels
+
+
+class EuclideanNorm(torch.autograd.Function):
+    """sqrt(Σ x²) over some dimensions, kept; dx = x / (norm / upstream), NaN at 0."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dims: list[int]) -> Tensor:
+        """Any shape; the dimensions summed over stay, with size 1."""
+        norm = torch.linalg.vector_norm(x, dim=dims, keepdim=True)
+        ctx.save_for_backward(x, norm)
+        result: Tensor = norm
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """The gradient of x."""
+        x, norm = ctx.saved_tensors
+        return x / (norm / gradient), None

@@ -1,0 +1,258 @@
+"""Activations, normalization, pooling and losses that TensorFlow has as one operator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ranum.analysis.capture.tensorflow.gradients import Selu, SoftmaxCrossEntropy, applied
+from ranum.analysis.capture.tensorflow.lowerings.contraction import (
+    from_torch,
+    paddings,
+    spatial,
+    to_torch,
+)
+from ranum.analysis.capture.tensorflow.lowerings.shape import pad_by
+from ranum.analysis.capture.tensorflow.machine import Call
+from ranum.errors import ArgumentError
+
+# --- activations ---------------------------------------------------------------------------
+
+
+def relu(call: Call, x: Tensor) -> Tensor:
+    """max(x, 0)."""
+    return torch.relu(x)
+
+
+def relu6(call: Call, x: Tensor) -> Tensor:
+    """min(max(x, 0), 6)."""
+    return F.relu6(x)
+
+
+def leaky_relu(call: Call, x: Tensor) -> Tensor:
+    """X where x > 0, else alpha x."""
+    return F.leaky_relu(x, call.get("alpha", 0.2))
+
+
+def elu(call: Call, x: Tensor) -> Tensor:
+    """X where x > 0, else exp(x) - 1."""
+    return F.elu(x)
+
+
+def selu(call: Call, x: Tensor) -> Tensor:
+    """Scaled elu."""
+    return applied(Selu, x)
+
+
+def softplus(call: Call, x: Tensor) -> Tensor:
+    """log(1 + exp(x)), without overflow."""
+    return F.softplus(x)
+
+
+def softsign(call: Call, x: Tensor) -> Tensor:
+    """X / (1 + |x|)."""
+    return x / (1 + x.abs())
+
+
+def softmax(call: Call, x: Tensor) -> Tensor:
+    """Over the last dimension."""
+    return torch.softmax(x, -1)
+
+
+def log_softmax(call: Call, x: Tensor) -> Tensor:
+    """Over the last dimension."""
+    return torch.log_softmax(x, -1)
+
+
+def relu_gradient(call: Call, gradient: Tensor, features: Tensor) -> Tensor:
+    """`ReluGrad`: the gradient where the features are positive."""
+    return torch.where(features > 0, gradient, torch.zeros_like(gradient))
+
+
+def relu6_gradient(call: Call, gradient: Tensor, features: Tensor) -> Tensor:
+    """`Relu6Grad`."""
+    inside = (features > 0) & (features < 6)
+    return torch.where(inside, gradient, torch.zeros_like(gradient))
+
+
+def leaky_relu_gradient(call: Call, gradient: Tensor, features: Tensor) -> Tensor:
+    """`LeakyReluGrad`."""
+    return torch.where(features > 0, gradient, gradient * call.get("alpha", 0.2))
+
+
+def elu_gradient(call: Call, gradient: Tensor, outputs: Tensor) -> Tensor:
+    """`EluGrad`."""
+    return torch.where(outputs < 0, gradient * (outputs + 1), gradient)
+
+
+def selu_gradient(call: Call, gradient: Tensor, outputs: Tensor) -> Tensor:
+    """`SeluGrad`."""
+    left = gradient * (outputs + Selu.ALPHA * Selu.SCALE)
+    return torch.where(outputs < 0, left, gradient * Selu.SCALE)
+
+
+def softplus_gradient(call: Call, gradient: Tensor, features: Tensor) -> Tensor:
+    """`SoftplusGrad`."""
+    return gradient * torch.sigmoid(features)
+
+
+def softsign_gradient(call: Call, gradient: Tensor, features: Tensor) -> Tensor:
+    """`SoftsignGrad`."""
+    root = 1 + features.abs()
+    return gradient / (root * root)
+
+
+# --- losses --------------------------------------------------------------------------------
+
+
+def cross_entropy(call: Call, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Loss `[N]` and softmax - labels `[N, C]`."""
+    logits, labels = torch.broadcast_tensors(logits, labels)
+    loss = applied(SoftmaxCrossEntropy, logits, labels)
+    if 1 not in call.read:
+        return loss, loss
+    with torch.no_grad():
+        gradient = torch.softmax(logits.detach(), -1) - labels.detach()
+    return loss, gradient
+
+
+def sparse_cross_entropy(call: Call, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Loss `[N]` and softmax - one-hot labels `[N, C]`."""
+    index = labels.long()
+    if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < logits.shape[-1]:
+        raise ArgumentError(
+            f"example_inputs hold class labels from {int(index.min())} to {int(index.max())}; "
+            f"the model has {logits.shape[-1]} classes."
+        )
+    loss = F.nll_loss(torch.log_softmax(logits, -1), index, reduction="none")
+    if 1 not in call.read:
+        return loss, loss
+    with torch.no_grad():
+        rows = torch.softmax(logits.detach(), -1)
+        gradient = rows - F.one_hot(index, logits.shape[-1]).to(rows.dtype)
+    return loss, gradient
+
+
+# --- normalization -------------------------------------------------------------------------
+
+
+def fused_batch_norm(
+    call: Call, x: Tensor, scale: Tensor, offset: Tensor, mean: Tensor, variance: Tensor
+) -> tuple[Tensor, ...]:
+    """`FusedBatchNorm`: y, mean and unbiased variance of the batch, and what backward needs."""
+    epsilon = call.get("epsilon", 1e-4)
+    training = call.get("is_training", True)
+    channels = to_torch(call, x)
+    if not training:
+        y = F.batch_norm(channels, mean, variance, scale, offset, False, 0.0, epsilon)
+        return from_torch(call, y), mean, variance, mean, variance, mean
+    y = F.batch_norm(channels, None, None, scale, offset, True, 0.0, epsilon)
+    if call.read.isdisjoint({1, 2, 3, 4, 5}):
+        return (from_torch(call, y),)
+    with torch.no_grad():
+        dims = [dim for dim in range(channels.dim()) if dim != 1]
+        rows = channels.detach().to(scale.dtype)
+        spread, average = torch.var_mean(rows, dims, correction=0)
+        count = rows.numel() // max(rows.shape[1], 1)
+        unbiased = spread * (count / max(count - 1, 1))
+        factor = call.get("exponential_avg_factor", 1.0)
+        if factor != 1.0:
+            unbiased = mean_of(variance.detach(), unbiased, factor)
+            average = mean_of(mean.detach(), average, factor)
+    return from_torch(call, y), average, unbiased, average, spread, average
+
+
+def mean_of(old: Tensor, new: Tensor, factor: float) -> Tensor:
+    """The moving average after one more value."""
+    return old * (1 - factor) + new * factor
+
+
+def local_response_norm(call: Call, x: Tensor) -> Tensor:
+    """`LRN`: x / (bias + alpha Σ x²)^beta, summed over neighbouring channels."""
+    radius = call.get("depth_radius", 5)
+    squares = pad_by(x * x, [(0, 0)] * (x.dim() - 1) + [(radius, radius)])
+    total = squares.unfold(-1, 2 * radius + 1, 1).sum(-1)
+    result: Tensor = x * (call.get("bias", 1.0) + call.get("alpha", 1.0) * total) ** -call.get(
+        "beta", 0.5
+    )
+    return result
+
+
+# --- pooling -------------------------------------------------------------------------------
+
+
+def max_pool(call: Call, x: Tensor) -> Tensor:
+    """The largest element of each window; padding never wins."""
+    pooled = _max_pool(x=to_torch(call, x), call=call)
+    return from_torch(call, pooled)
+
+
+def _max_pool(call: Call, x: Tensor) -> Tensor:
+    kernel, strides = spatial(call, call["ksize"]), spatial(call, call["strides"])
+    sides = paddings(call, x.shape[2:], kernel, strides)
+    if _fits(sides, kernel):
+        margin, ceil = [before for before, _ in sides], call["padding"] == "SAME"
+    else:
+        x = pad_by(x, [(0, 0), (0, 0), *sides], torch.finfo(x.dtype).min)
+        margin, ceil = [0] * len(kernel), False
+    function: Callable[..., Tensor] = {2: F.max_pool2d, 3: F.max_pool3d}[len(kernel)]
+    return function(x, kernel, strides, margin, ceil_mode=ceil)
+
+
+def _fits(sides: Sequence[tuple[int, int]], kernel: Sequence[int]) -> bool:
+    """True if torch can pad so itself: alike on both sides, or one more behind."""
+    return all(
+        before <= behind <= before + 1 and 2 * before <= size
+        for (before, behind), size in zip(sides, kernel, strict=True)
+    )
+
+
+def average_pool(call: Call, x: Tensor) -> Tensor:
+    """The mean of each window, without the padding."""
+    x = to_torch(call, x)
+    kernel, strides = spatial(call, call["ksize"]), spatial(call, call["strides"])
+    sides = paddings(call, x.shape[2:], kernel, strides)
+    function: Callable[..., Tensor] = {2: F.avg_pool2d, 3: F.avg_pool3d}[len(kernel)]
+    pooled = function(
+        x,
+        kernel,
+        strides,
+        [before for before, _ in sides],
+        ceil_mode=call["padding"] == "SAME",
+        count_include_pad=False,
+    )
+    return from_torch(call, pooled)
+
+
+LOWERINGS: dict[str, Callable[..., Any]] = {
+    "AvgPool": average_pool,
+    "AvgPool3D": average_pool,
+    "Elu": elu,
+    "EluGrad": elu_gradient,
+    "FusedBatchNorm": fused_batch_norm,
+    "FusedBatchNormV2": fused_batch_norm,
+    "FusedBatchNormV3": fused_batch_norm,
+    "LRN": local_response_norm,
+    "LeakyRelu": leaky_relu,
+    "LeakyReluGrad": leaky_relu_gradient,
+    "LogSoftmax": log_softmax,
+    "MaxPool": max_pool,
+    "MaxPool3D": max_pool,
+    "Relu": relu,
+    "Relu6": relu6,
+    "Relu6Grad": relu6_gradient,
+    "ReluGrad": relu_gradient,
+    "Selu": selu,
+    "SeluGrad": selu_gradient,
+    "Softmax": softmax,
+    "SoftmaxCrossEntropyWithLogits": cross_entropy,
+    "Softplus": softplus,
+    "SoftplusGrad": softplus_gradient,
+    "Softsign": softsign,
+    "SoftsignGrad": softsign_gradient,
+    "SparseSoftmaxCrossEntropyWithLogits": sparse_cross_entropy,
+}

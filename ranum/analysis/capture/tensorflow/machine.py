@@ -1,0 +1,179 @@
+"""Runs a TensorFlow function operator by operator on torch tensors.
+
+Branches, loops and calls are carried out concretely. Values are tensors, or what stands for
+TensorFlow's other values: `Variable` for a resource, a list for a TensorList, a numpy array
+for strings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from ranum.analysis.capture.tensorflow.function import ARGUMENT, Function, Operation
+from ranum.errors import ArgumentError
+from ranum.source import Source, located
+
+_MOST_RESULTS = 8
+"""Lowerings that ask which results are read have fewer than this."""
+LOOP_LIMIT = 100_000
+"""A loop that has not ended after so many rounds is taken to be endless."""
+
+
+class Variable:
+    """A TensorFlow variable while a step runs: the tensor it holds now."""
+
+    def __init__(self, name: str, tensor: Any) -> None:
+        self.name = name
+        self.tensor = tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a lowering is told about the operation it carries out.
+
+    Attributes:
+        operation: The operation.
+        constant: For each operand, True if it depends on nothing but constants of the graph.
+        read: Positions of the results that somebody reads.
+        machine: Runs the functions that the operation names.
+    """
+
+    operation: Operation
+    constant: tuple[bool, ...]
+    read: frozenset[int]
+    machine: Machine
+
+    def __getitem__(self, attribute: str) -> Any:
+        return self.operation.attributes[attribute]
+
+    def get(self, attribute: str, default: Any = None) -> Any:
+        """An attribute, or `default` where the operation lacks it."""
+        value = self.operation.attributes.get(attribute)
+        return default if value is None else value
+
+
+Lowering = Callable[..., Any]
+"""Takes the `Call` and the operands; returns the result, or a tuple of results."""
+
+
+class Machine:
+    """Runs functions of one program; made anew for every step.
+
+    Args:
+        library: The functions by name.
+        lowerings: The lowering of each operator type.
+        unknown: Carries out the operators that have none.
+    """
+
+    def __init__(
+        self,
+        library: Mapping[str, Function],
+        lowerings: Mapping[str, Lowering],
+        unknown: Lowering,
+    ) -> None:
+        self._library = library
+        self._lowerings = lowerings
+        self._unknown = unknown
+        self._caller: list[Source] = []
+
+    def call(
+        self, name: str, arguments: Sequence[Any], constant: Sequence[bool] | None = None
+    ) -> tuple[Any, ...]:
+        """Runs a function of the library."""
+        if name not in self._library:
+            raise ArgumentError(f"target calls the function {name}, which it does not hold.")
+        return self.run(self._library[name], arguments, constant)
+
+    def run(
+        self, function: Function, arguments: Sequence[Any], constant: Sequence[bool] | None = None
+    ) -> tuple[Any, ...]:
+        """Runs a function; `constant` says which arguments are constants of the graph."""
+        flags = [False] * len(arguments) if constant is None else list(constant)
+        results: dict[int, tuple[Any, ...]] = {
+            number: (argument,)
+            for number, argument in zip(function.arguments, arguments, strict=True)
+        }
+        constants = {
+            number: flag for number, flag in zip(function.arguments, flags, strict=True) if flag
+        }
+        for number in function.schedule:
+            operation = function.operations[number]
+            if operation.type == ARGUMENT:
+                continue
+            operands = [results[source][position] for source, position in operation.inputs]
+            known = tuple(source in constants for source, _ in operation.inputs)
+            if all(known) and _is_fixed(operation.type):
+                constants[number] = True
+            read = frozenset(
+                position for position in range(_MOST_RESULTS) if (number, position) in function.read
+            )
+            results[number] = self._carry_out(Call(operation, known, read, self), operands)
+        return tuple(results[source][position] for source, position in function.results)
+
+    def _carry_out(self, call: Call, operands: Sequence[Any]) -> tuple[Any, ...]:
+        operation = call.operation
+        lowering = self._lowerings.get(operation.type, self._unknown)
+        place = operation.place
+        if not place.is_known and self._caller:
+            caller = self._caller[-1]
+            place = replace(caller, node=f"{caller.node}/{operation.name}")
+        self._caller.append(place)
+        try:
+            with located(place):
+                result = lowering(call, *operands)
+        finally:
+            self._caller.pop()
+        return result if isinstance(result, tuple) else (result,)
+
+    def loop(
+        self,
+        condition: Callable[[list[Any]], Any],
+        body: Callable[[list[Any]], Sequence[Any]],
+        state: list[Any],
+    ) -> list[Any]:
+        """Repeats `body` while `condition` holds.
+
+        Raises:
+            ArgumentError: If it does not end within `LOOP_LIMIT` rounds.
+        """
+        for _ in range(LOOP_LIMIT):
+            if not truth(condition(state)):
+                return state
+            state = list(body(state))
+        raise ArgumentError(f"target holds a loop of more than {LOOP_LIMIT} rounds.")
+
+
+_VARYING = (
+    "Call",
+    "Case",
+    "If",
+    "Multinomial",
+    "Placeholder",
+    "Random",
+    "Rng",
+    "Stateful",
+    "Truncated",
+    "Var",
+    "While",
+)
+
+
+def _is_fixed(kind: str) -> bool:
+    """False for operators whose result may change though all their operands are constant."""
+    return not any(part in kind for part in _VARYING)
+
+
+def truth(value: Any) -> bool:
+    """What a condition of TensorFlow says: a number that is not 0, anything not empty."""
+    if isinstance(value, Tensor):
+        return bool(value) if value.dim() == 0 else value.numel() > 0
+    return bool(value)
+
+
+def branch_index(value: Any) -> int:
+    """The number of the branch that a `Case` takes."""
+    return int(value) if isinstance(value, (Tensor, int)) else 0

@@ -1,0 +1,269 @@
+"""Functions of TensorFlow tensors, traced into a graph: nothing of them is run."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+from ranum.analysis.capture.program import Program
+from ranum.analysis.capture.tensorflow import bridge
+from ranum.analysis.capture.tensorflow.function import (
+    Function,
+    library_function,
+    main_function,
+)
+from ranum.analysis.capture.tensorflow.program import Captured, make_program, one_loss
+from ranum.analysis.capture.tensorflow.values import from_array, to_array
+from ranum.errors import ArgumentError
+from ranum.source import UNKNOWN, Source, is_user_file, source_lines, traceback_source
+
+_OWN_FILE = os.path.abspath(__file__)
+
+
+def function_program(
+    function: Callable[..., Any], arguments: tuple[Any, ...], *, backward: bool = True
+) -> Program:
+    """A program that runs a function of TensorFlow tensors which returns a loss.
+
+    Args:
+        function: A `tf.function` or a plain function.
+        arguments: What it is called with: tensors, arrays, and plain Python values.
+        backward: Whether the backward pass belongs to the step.
+    """
+    tf = bridge.tensorflow()
+    graph_maker = function if hasattr(function, "get_concrete_function") else tf.function(function)
+    python = getattr(function, "python_function", function)
+    fed = tuple(tree_map(as_torch, one) for one in arguments)
+    return traced(
+        graph_maker,
+        fed,
+        _names(python, len(arguments)),
+        root=None,
+        paths={},
+        trained=None,
+        finish=None,
+        backward=backward,
+        description=getattr(python, "__name__", type(function).__name__),
+    )
+
+
+def _names(function: Callable[..., Any], count: int) -> tuple[str, ...]:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return ()
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return tuple(one.name for one in parameters if one.kind in kinds)[:count]
+
+
+def as_torch(leaf: Any, floatx: str | None = None) -> Any:
+    """A leaf of the batch as a torch tensor; plain Python values stay as they are."""
+    if isinstance(leaf, Tensor) or leaf is None or isinstance(leaf, (bool, int, float, str, bytes)):
+        return leaf
+    array = leaf.numpy() if hasattr(leaf, "numpy") else leaf
+    if not hasattr(array, "dtype"):
+        return leaf
+    tensor = from_array(array)
+    if floatx is not None and isinstance(tensor, Tensor) and tensor.is_floating_point():
+        tensor = tensor.to(getattr(torch, floatx))
+    return tensor
+
+
+def as_constant(leaf: Any) -> Any:
+    """A leaf of the batch as a TensorFlow tensor."""
+    tf = bridge.tensorflow()
+    if not isinstance(leaf, Tensor):
+        return leaf
+    return tf.constant(to_array(leaf, tf.bfloat16.as_numpy_dtype))
+
+
+def called(name: str, call: Callable[[], Any]) -> Any:
+    """What `call` returns.
+
+    Raises:
+        ArgumentError: If it raises; the message names the target and the user's line.
+    """
+    try:
+        return call()
+    except ArgumentError:
+        raise
+    except Exception as error:
+        place = traceback_source(error.__traceback__)
+        where = f" at {place}" if place.is_known else ""
+        raise ArgumentError(
+            f"example_inputs must fit {name}; calling it raised {type(error).__name__}{where}: "
+            f"{error}"
+        ) from error
+
+
+def traced(
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    names: tuple[str, ...],
+    *,
+    root: Any,
+    paths: dict[int, str],
+    trained: set[int] | None,
+    finish: Callable[[Any], Tensor] | None,
+    backward: bool,
+    description: str,
+) -> Program:
+    """Traces a function on the leaves of its arguments that are tensors."""
+    tf = bridge.tensorflow()
+    leaves, structure = tree_flatten(arguments)
+    fed = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    returned: list[Any] = []
+
+    def flat(*tensors: Any) -> Any:
+        filled = list(leaves)
+        for place, tensor in zip(fed, tensors, strict=True):
+            filled[place] = tensor
+        output = function(*tree_unflatten(filled, structure))
+        chosen = output["loss"] if isinstance(output, dict) and "loss" in output else output
+        found, shape = tree_flatten(chosen)
+        found = [one for one in found if tf.is_tensor(one)]
+        returned[:] = [shape, len(found)]
+        if not found:
+            raise ArgumentError(
+                f"target must return a loss, a TensorFlow tensor; it returned {output!r}."
+            )
+        return found
+
+    owners: dict[tuple[int, str], str] = {}
+    specifications = [
+        tf.TensorSpec(leaves[place].shape, _dtype(leaves[place]), name=f"input_{number}")
+        for number, place in enumerate(fed)
+    ]
+    with ExitStack() as stack:
+        if _keras_is_loaded():
+            stack.enter_context(bridge.layers_noted(owners, root))
+        concrete = called(
+            description,
+            lambda: tf.function(flat, autograph=False).get_concrete_function(*specifications),
+        )
+    main, library = _functions(concrete.graph, owners, f"<{description}>")
+    captured = [_captured(outer, concrete, paths, trained) for outer, _ in concrete.graph.captures]
+    shape = returned[0]
+
+    def finished(results: list[Tensor]) -> Tensor | None:
+        return one_loss(results) if finish is None else finish(tree_unflatten(results, shape))
+
+    return make_program(
+        main,
+        library,
+        captured,
+        arguments,
+        names,
+        finish=finished,
+        backward=backward,
+        description=description,
+    )
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _keras_is_loaded() -> bool:
+    return "keras" in sys.modules
+
+
+def _captured(
+    outer: Any, concrete: Any, paths: dict[int, str], trained: set[int] | None
+) -> Captured:
+    """What a function closes over: a variable by its resource, or a tensor with its values."""
+    for variable in concrete.graph.variables:
+        if variable.handle is outer:
+            is_trained = variable.trainable if trained is None else id(variable) in trained
+            name = paths.get(id(variable), variable.name.partition(":")[0])
+            return Captured(name, from_array(variable.numpy()), is_trained=is_trained)
+    if outer.dtype.name in ("resource", "variant"):
+        return Captured(outer.name if hasattr(outer, "_name") else "resource", None)
+    return Captured("constant", from_array(outer.numpy()), is_variable=False)
+
+
+def _functions(
+    graph: Any, owners: dict[tuple[int, str], str], label: str
+) -> tuple[Function, dict[str, Function]]:
+    """The main function of a traced graph, and those it calls."""
+    message = graph.as_graph_def()
+    places = _Places(graph, owners, label)
+    main = main_function(
+        message.node,
+        [tensor.op.name for tensor in graph.inputs],
+        [tensor.name for tensor in graph.outputs],
+        places,
+    )
+    library = {
+        definition.signature.name: library_function(definition, places, bridge.operator)
+        for definition in message.library.function
+    }
+    return main, library
+
+
+class _Places:
+    """Places of operations: the user's line where there is one, else the node's name."""
+
+    def __init__(self, graph: Any, owners: dict[tuple[int, str], str], label: str) -> None:
+        self._graph = graph
+        self._owners = owners
+        self._label = label
+        self._operations: dict[str, dict[str, Any]] = {}
+
+    def __call__(self, function: str, name: str) -> Source:
+        operation = self._table(function).get(name)
+        return UNKNOWN if operation is None else self._place(operation)
+
+    def _table(self, function: str) -> dict[str, Any]:
+        if function not in self._operations:
+            graph = bridge.function_graph(self._graph, function) if function else self._graph
+            operations = [] if graph is None else graph.get_operations()
+            self._operations[function] = {one.name: one for one in operations}
+        return self._operations[function]
+
+    def _place(self, operation: Any) -> Source:
+        own = self._owners.get((id(operation.graph), operation.name))
+        scope = operation.name.rpartition("/")[0]
+        module = own if own is not None else scope or None
+        frame = _user_frame(operation.traceback)
+        if frame is None:
+            operands = ", ".join(tensor.op.name.rpartition("/")[2] for tensor in operation.inputs)
+            return Source(
+                file=self._label,
+                line=0,
+                end_line=0,
+                column=-1,
+                end_column=-1,
+                module=module,
+                lines=(f"{operation.type}({operands})",),
+                node=operation.name,
+            )
+        return Source(
+            file=os.path.abspath(frame.filename),
+            line=frame.lineno,
+            end_line=frame.lineno,
+            column=-1,
+            end_column=-1,
+            function=frame.name,
+            module=module,
+            lines=source_lines(frame.filename, frame.lineno, frame.lineno),
+            node=operation.name,
+        )
+
+
+def _user_frame(frames: Any) -> Any | None:
+    """The innermost user's frame below the place where the analysis began to trace."""
+    for frame in reversed(list(frames)):
+        if frame.filename == _OWN_FILE:
+            return None
+        if is_user_file(frame.filename):
+            return frame
+    return None
