@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -71,6 +72,10 @@ class _Search:
         self._defects: dict[tuple[Any, ...], Defect] = {}
         self._flagged: set[int] = set()
 
+    @cached_property
+    def _readers(self) -> Mapping[int, tuple[int, ...]]:
+        return self._graph.consumers()
+
     def run(self, nodes: Sequence[Node]) -> tuple[tuple[Defect, ...], Propagation]:
         for node in nodes:
             arguments = self._arguments(node, self._true)
@@ -113,6 +118,8 @@ class _Search:
         problem = _first_problem(rule, node, arguments, outputs)
         if problem is None or node in self._true.unknown:
             return outputs
+        if facts.is_guarded(self._graph, node, self._readers):
+            return outputs
         if rule.is_about_size:
             ordinary = {
                 name: value if self._is_gradient(node.arguments[name]) else _ordinary(value)
@@ -121,7 +128,8 @@ class _Search:
             tamed = transfer_node(self._graph, node, self._judged, arguments=ordinary)
             problem = _first_problem(rule, node, ordinary, tamed)
             if problem is None:
-                return [_moderate_part(output) for output in outputs]
+                # Sizes do not add up behind this operator: as if its operands were ordinary.
+                return [_moderate_part(output) for output in tamed]
         self._report(rule, node, problem)
         return self._continued(node, problem, outputs)
 

@@ -9,12 +9,13 @@ Families live in sibling files, which are imported here to fill the table.
 
 from __future__ import annotations
 
-from ranum.analysis.facts import norms, softmax  # noqa: F401 - they fill the table
+from ranum.analysis.facts import differences, guards, norms, order, softmax  # noqa: F401 - they fill the table
 from ranum.analysis.facts._patterns import FACTS, Intervals, root
+from ranum.analysis.facts.guards import is_guarded
 from ranum.analysis.graph import Graph, Node
 from ranum.analysis.interval import Interval
 
-__all__ = ["refine", "root"]
+__all__ = ["is_guarded", "refine", "root"]
 
 
 def refine(graph: Graph, node: Node, intervals: Intervals, result: Interval) -> Interval:

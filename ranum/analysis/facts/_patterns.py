@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
+import torch
+
 from ranum.analysis.graph import Graph, Node, Ref
 from ranum.analysis.interval import Interval
 
@@ -82,3 +84,45 @@ def is_constant_above(graph: Graph, argument: object, floor: float) -> bool:
         is_constant = graph.values[argument.value].kind == "constant"
         return is_constant and data is not None and bool((data >= floor).all())
     return False
+
+
+def same(graph: Graph, first: int, second: int, depth: int = 3) -> bool:
+    """True if two values are surely equal: one value, or computed twice from the same."""
+    first, second = root(graph, first), root(graph, second)
+    if first == second:
+        return True
+    one, two = graph.producer(first), graph.producer(second)
+    if one is None or two is None or depth == 0 or one.op != two.op or _is_drawn(one):
+        return False
+    if one.outputs.index(first) != two.outputs.index(second):
+        return False
+    return _same_arguments(graph, one.arguments, two.arguments, depth - 1)
+
+
+def _is_drawn(node: Node) -> bool:
+    """True for operators that draw random numbers."""
+    return node.op in ("uniform", "normal", "bernoulli") or (
+        node.target is not None and torch.Tag.nondeterministic_seeded in node.target.tags
+    )
+
+
+def _same_arguments(graph: Graph, first: object, second: object, depth: int) -> bool:
+    if isinstance(first, Ref) and isinstance(second, Ref):
+        return same(graph, first.value, second.value, depth)
+    if isinstance(first, dict) and isinstance(second, dict):
+        return first.keys() == second.keys() and all(
+            _same_arguments(graph, first[key], second[key], depth) for key in first
+        )
+    if isinstance(first, (list, tuple)) and isinstance(second, (list, tuple)):
+        return len(first) == len(second) and all(
+            _same_arguments(graph, a, b, depth) for a, b in zip(first, second, strict=True)
+        )
+    return type(first) is type(second) and bool(first == second)
+
+
+def on_cpu(graph: Graph) -> bool:
+    """True if no recorded leaf is on an accelerator."""
+    return all(
+        value.data is None or value.data.device.type == "cpu"
+        for value in graph.leaves("input", "parameter", "buffer")
+    )

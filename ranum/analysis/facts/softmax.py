@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from ranum.analysis.facts._patterns import (
     SAME_ELEMENTS,
     Intervals,
@@ -11,9 +13,12 @@ from ranum.analysis.facts._patterns import (
     made_by,
     operand_of,
     reduced_dims,
+    root,
 )
 from ranum.analysis.graph import Graph, Node
 from ranum.analysis.interval import Interval, gamma, unit_roundoff
+
+_CASTS = frozenset({"identity", "cast"})
 
 
 def _maximum_over(graph: Graph, value: int, of: int) -> tuple[int, ...] | None:
@@ -82,3 +87,30 @@ def _part_of_whole(graph: Graph, node: Node, intervals: Intervals, result: Inter
         return result
     slack = gamma(count_over(shape, dims), result.dtype) + unit_roundoff(result.dtype)
     return result.with_nan(False).intersect(0.0, 1.0 + slack)
+
+
+@fact("sum")
+def _largest_shares(graph: Graph, node: Node, intervals: Intervals, result: Interval) -> Interval:
+    """The k largest of n softmax weights add up to at least k / n: all n add up to 1."""
+    operand = operand_of(graph, node, "x")
+    chosen = None if operand is None else made_by(graph, operand, "topk")
+    if operand is None or chosen is None or root(graph, chosen.outputs[0] or 0) != operand:
+        return result
+    weights = operand_of(graph, chosen, "x")
+    soft = None if weights is None else made_by(graph, weights, "_softmax", through=_CASTS)
+    if weights is None or soft is None or not chosen.arguments["largest"]:
+        return result
+    shape = graph.values[weights].shape
+    along = soft.arguments["dim"] % len(shape)
+    dims = reduced_dims(node, len(shape))
+    if chosen.arguments["dim"] % len(shape) != along or dims != (along,):
+        return result
+    terms, dtype = shape[along], graph.values[weights].dtype
+    slack = gamma(terms + 16, torch.float32) + 16 * unit_roundoff(dtype)
+    slack += unit_roundoff(result.dtype) * (chosen.arguments["k"] + 1)
+    share = chosen.arguments["k"] / terms
+    return result.intersect(lower=max(share * (1 - slack) - terms * _tiny(dtype), 0.0))
+
+
+def _tiny(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).tiny

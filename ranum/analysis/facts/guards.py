@@ -1,0 +1,105 @@
+"""Quotients that are thrown away where their denominator is 0.
+
+masked_fill(x / d, d == 0, v) and where(d > 0, x / d, v) never show what x / 0 gave. The
+gradient of such a `where`, as autograd writes it, does: it divides by 0 as well, and is
+judged by itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from ranum.analysis.facts._patterns import (
+    SAME_ELEMENTS,
+    Intervals,
+    aligned,
+    fact,
+    made_by,
+    operand_of,
+    reduced_dims,
+)
+from ranum.analysis.graph import Graph, Node, Ref
+from ranum.analysis.interval import Interval, gamma
+
+_ZERO_TESTS = {"eq": True, "le": True, "ne": False, "gt": False}
+
+
+def is_guarded(graph: Graph, node: Node, readers: Mapping[int, tuple[int, ...]]) -> bool:
+    """True if every reader of a quotient discards it where the denominator is 0."""
+    output, denominator = node.outputs[0], _denominator(graph, node)
+    if output is None or denominator is None or output == graph.loss:
+        return False
+    read_by = [graph.nodes[index] for index in readers.get(output, ())]
+    return bool(read_by) and all(
+        (guard := _guarded(graph, reader)) is not None and guard[:2] == (output, denominator)
+        for reader in read_by
+    )
+
+
+def _denominator(graph: Graph, node: Node) -> int | None:
+    if node.op == "div" and node.arguments.get("rounding_mode") is None:
+        return operand_of(graph, node, "other")
+    return operand_of(graph, node, "x") if node.op == "reciprocal" else None
+
+
+def _guarded(graph: Graph, reader: Node) -> tuple[int, int, Any] | None:
+    """The value that a reader discards where another is 0, that other, and what it puts there."""
+    arguments = reader.arguments
+    if reader.op == "masked_fill":
+        tested = _tested(graph, arguments["mask"])
+        if tested is None or not tested[1]:
+            return None
+        return arguments["x"].value, tested[0], arguments["value"]
+    tested = _tested(graph, arguments.get("condition")) if reader.op == "where" else None
+    if tested is None:
+        return None
+    rest, kept = arguments["x"], arguments["other"]
+    if not tested[1]:
+        rest, kept = kept, rest
+    return (kept.value, tested[0], rest) if isinstance(kept, Ref) else None
+
+
+def _tested(graph: Graph, mask: object) -> tuple[int, bool] | None:
+    """The value d that a mask compares with 0, and whether it is true where d is 0."""
+    made = made_by(graph, mask.value, *_ZERO_TESTS) if isinstance(mask, Ref) else None
+    if made is None or isinstance(made.arguments["other"], Ref) or made.arguments["other"] != 0:
+        return None
+    value = operand_of(graph, made, "x")
+    return None if value is None else (value, _ZERO_TESTS[made.op])
+
+
+@fact("masked_fill", "where")
+def _guarded_quotient(graph: Graph, node: Node, intervals: Intervals, result: Interval) -> Interval:
+    """|x| / norm(x) <= 1.5 wherever the norm is not 0; the guard gives the rest.
+
+    Squares that underflow lose up to half a unit of the smallest number, so the norm of
+    elements that are only just not lost is up to sqrt(2) too small.
+    """
+    guard = _guarded(graph, node)
+    quotient = None if guard is None else graph.producer(guard[0])
+    if guard is None or quotient is None or _denominator(graph, quotient) != guard[1]:
+        return result
+    x = operand_of(graph, quotient, "x")
+    if x is None or not intervals[x].is_finite or not intervals[guard[1]].is_finite:
+        return result
+    norm = made_by(graph, guard[1], "linalg_vector_norm", "norm", through=SAME_ELEMENTS)
+    if norm is None or operand_of(graph, norm, "x") != x:
+        return result
+    order = norm.arguments.get("ord", norm.arguments.get("p", 2))
+    dims = reduced_dims(norm, len(graph.values[x].shape))
+    if order not in (1, 2, math.inf) or not aligned(graph, guard[1], x, dims):
+        return result
+    reach = 1.5 * (1 + 4 * gamma(math.prod(graph.values[x].shape) + 4, result.dtype))
+    low, high = _bounds(guard[2], intervals)
+    if math.isinf(low) or math.isinf(high) or math.isnan(low):
+        return result
+    return result.with_nan(False).intersect(min(-reach, low), max(reach, high))
+
+
+def _bounds(argument: Any, intervals: Intervals) -> tuple[float, float]:
+    if isinstance(argument, Ref):
+        interval = intervals[argument.value]
+        return (interval.low, interval.high) if not interval.may_nan else (-math.inf, math.inf)
+    return float(argument), float(argument)
