@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from ranum.analysis.facts._patterns import (
     Intervals,
     fact,
@@ -27,9 +29,11 @@ def _sum_in_any_order(graph: Graph, node: Node, intervals: Intervals, result: In
     if source is None or rule is None or intervals[source].dtype != result.dtype:
         return result
     total = rule.function(**{**node.arguments, "x": intervals[source]})
-    if total.lower.numel() != 1 or total.may_nan:
+    if total.may_nan:
         return result
-    return result.intersect(total.low, total.high)
+    lower = torch.maximum(result.lower, total.lower)
+    upper = torch.minimum(result.upper, total.upper)
+    return Interval.between(lower, upper, result.shape, result.dtype, result.may_nan)
 
 
 def _unpermuted(graph: Graph, value: int, total: Node) -> int | None:
