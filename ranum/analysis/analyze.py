@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from ranum.analysis.capture.lightning import is_lightning_module, lightning_program
 from ranum.analysis.capture.program import Program
 from ranum.analysis.capture.tensorflow import tensorflow_program
-from ranum.analysis.capture.torch import function_program, module_program
+from ranum.analysis.capture.torch import batch_arguments, function_program, module_program
 from ranum.analysis.defects import find_defects
 from ranum.analysis.graph import Graph, Node
 from ranum.analysis.interval import Interval
 from ranum.analysis.levels import with_reach
 from ranum.analysis.ranges import Range, Weights, describe_weights, starting_ranges
 from ranum.analysis.result import Analysis, Context, Unknown
+from ranum.analysis.scan import Batches, Scan, scan
 from ranum.errors import ArgumentError, CaptureError
 from ranum.source import Source, traceback_source
 
@@ -30,6 +32,7 @@ def analyze(
     inputs: Mapping[str, Range] | None = None,
     weights: Weights = "envelope",
     loss: Callable[[Any], Tensor] | None = None,
+    data: Any = None,
     backward: bool = True,
     confirm: bool = False,
     observe: bool = True,
@@ -48,13 +51,19 @@ def analyze(
             function of TensorFlow tensors; the folder of a SavedModel.
         *example_inputs: Arguments for one step; for a LightningModule, the batch.
         inputs: Ranges (lower, upper) by input name or pattern, "x" or "batch[0]"; by default
-            what the example showed plus a margin of a tenth.
+            what the example and `data` showed, plus a margin of a tenth unless all numbers are
+            whole. Integer inputs are anything valid where they index; masks made of them, and
+            integers that are all 0 or 1, are as in the example unless a range is given here.
         weights: "envelope" (up to ten times their initial magnitude, at least 1), "initial",
             "anything" (any finite number: what the architecture itself allows), a number r for
             [-r, r], or ranges and levels by parameter name or pattern, with the envelope
             elsewhere. One walk bounds the widest of them; each defect found then says the
             narrowest level at which it occurs (`Defect.reach`).
         loss: For a module: makes the loss `[]` from the module's output.
+        data: A DataLoader, or a list of batches like the example, whose extremes widen the
+            ranges: up to 64 batches are read, for up to 10 seconds, without a trace in random
+            numbers or workers. Its first batch is the example where none is given; of a batch
+            that is a tuple, a module gets as many elements as it takes.
         backward: Also analyse the backward pass.
         confirm: Also search a failing input for every defect (`ranum.confirm`).
         observe: Also record the extremes that the step really produced.
@@ -63,10 +72,21 @@ def analyze(
         ArgumentError: If an argument breaks its rule.
         CaptureError: If the step itself raises; its own error is the cause.
     """
+    batches = None if data is None else _batches(data, target)
+    if batches is not None and not example_inputs and not isinstance(target, Program):
+        example_inputs = batch_arguments(target, batches.first())
     program = _program(target, example_inputs, loss=loss, backward=backward)
+    scanned = None
+    if batches is not None:
+        arguments = program.arguments
+        scanned = scan(
+            batches,
+            lambda batch: program.named(batch_arguments(target, batch, arguments)),
+            program.inputs,
+        )
     started = time.process_time()
     try:
-        graph = program.capture(observe=observe)
+        graph = program.capture(observe=observe, varying=tuple(inputs or ()))
     except Exception as error:
         place = traceback_source(error.__traceback__)
         where = f" at {place}" if place.is_known else ""
@@ -76,7 +96,8 @@ def analyze(
             "if it passes there, call it with the same arguments here."
         ) from error
     captured = time.process_time()
-    start = starting_ranges(graph, inputs=inputs, weights=weights)
+    seen = None if scanned is None else scanned.seen
+    start = starting_ranges(graph, inputs=inputs, weights=weights, seen=seen)
     found, propagation = find_defects(graph, start)
     defects = with_reach(graph, propagation.intervals, weights, found)
     finished = time.process_time()
@@ -88,10 +109,10 @@ def analyze(
         observed=_observed(graph),
         defects=tuple(replace(defect, context=context) for defect in defects),
         unknowns=_unknowns(propagation.unknown),
-        notes=_notes(graph, propagation.faults),
+        notes=(*_range_notes(graph, start, scanned), *_notes(graph, propagation.faults)),
         ranges={
             value.name: start[value.index]
-            for value in graph.leaves("input", "parameter")
+            for value in graph.leaves("derived", "input", "parameter")
             if value.name
         },
         weights=describe_weights(weights),
@@ -163,6 +184,42 @@ def _unknowns(nodes: list[Node]) -> tuple[Unknown, ...]:
     return tuple(
         Unknown(op=op, count=len(sources), source=sources[0]) for op, sources in by_op.items()
     )
+
+
+def _batches(data: Any, target: Any) -> Batches:
+    """Checked data; what it holds goes where the module's weights are."""
+    batches = Batches.of(data)
+    weight = next(target.parameters(), None) if isinstance(target, nn.Module) else None
+    if weight is None or weight.device.type == "cpu" or batches.convert is not None:
+        return batches
+    device = weight.device
+    return replace(
+        batches,
+        convert=lambda batch: tree_map_only(Tensor, lambda tensor: tensor.to(device), batch),
+    )
+
+
+def _range_notes(
+    graph: Graph, start: Mapping[int, Interval], scanned: Scan | None
+) -> Iterator[str]:
+    """What the starting ranges take for granted."""
+    if scanned is not None:
+        yield (
+            f"input ranges come from the example and {scanned.batches} batches of data"
+            if scanned.batches
+            else "the data could not be read without a trace: input ranges come from the example"
+        )
+    integers = [name for name in graph.inputs if name in graph.integers]
+    if integers:
+        yield (
+            f"{', '.join(integers)}: any valid index where used as one; masks made of integers "
+            "are those of the recorded batch"
+        )
+    shares = {
+        value.name or "labels" for value in graph.leaves("input", "derived") if value.is_shared
+    }
+    if shares:
+        yield f"rows of {', '.join(sorted(shares))} are taken to sum to 1, as all that were seen"
 
 
 def _notes(graph: Graph, faults: list[str]) -> tuple[str, ...]:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import torch
 
 from ranum.source import UNKNOWN, Source
 
-Kind = Literal["input", "parameter", "buffer", "constant", "random", "result"]
+Kind = Literal["input", "parameter", "buffer", "constant", "derived", "random", "result"]
 Phase = Literal["forward", "backward"]
 
 
@@ -34,9 +35,13 @@ class Value:
         shape: Shape seen in the recorded step.
         dtype: Element type it was computed in.
         kind: Where it comes from. "constant" values depend on no parameter, no float
-            input and no randomness; their recorded data holds.
+            input and no randomness; their recorded data holds. "derived" ones are made of
+            integer inputs: their data is that of the recorded batch, other batches differ.
         name: Parameter, buffer or input name, "" for results.
         data: The recorded tensor of inputs, parameters, buffers and constants.
+        spread: Of a derived value, the smallest and largest element it can have, as far as
+            the batch shows; None for {0, 1} masks, which only vary as indices.
+        is_shared: True if all its rows (last dimension) are known to be shares of 1.
         is_gradient: True if it depends on the gradient of the loss.
         observed: Smallest and largest element seen, 0-d tensors; None where not recorded.
         producer: Index of the node that made it; None for leaves.
@@ -48,6 +53,8 @@ class Value:
     kind: Kind = "result"
     name: str = ""
     data: torch.Tensor | None = None
+    spread: tuple[float, float] | None = None
+    is_shared: bool = False
     is_gradient: bool = False
     observed: tuple[torch.Tensor, torch.Tensor] | None = None
     producer: int | None = None
@@ -84,6 +91,11 @@ class Node:
         return tuple(_refs(tuple(self.arguments.values())))
 
 
+def fits(name: str, pattern: object) -> bool:
+    """True if a name is the pattern, or fits it ("head.*")."""
+    return isinstance(pattern, str) and (name == pattern or fnmatchcase(name, pattern))
+
+
 def _refs(argument: Any) -> Iterator[int]:
     if isinstance(argument, Ref):
         yield argument.value
@@ -97,6 +109,8 @@ class Graph:
     """A recorded step: `values` by number, `nodes` in execution order.
 
     Attributes:
+        inputs: Names of all tensors of the recorded batch, in order.
+        integers: Those of them that hold integers, and vary from batch to batch.
         loss: Value number of the loss, or None if the step has none.
         module_outputs: Value number of the last tensor each module path returned.
         taken_branches: Places where the step turned a tensor into a Python number, so only
@@ -106,6 +120,8 @@ class Graph:
 
     values: dict[int, Value] = field(default_factory=dict)
     nodes: list[Node] = field(default_factory=list)
+    inputs: tuple[str, ...] = ()
+    integers: frozenset[str] = frozenset()
     loss: int | None = None
     module_outputs: dict[str, int] = field(default_factory=dict)
     taken_branches: list[Source] = field(default_factory=list)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import Any, Literal, cast, get_args
 
 import torch
-from torch import Tensor
 
-from ranum.analysis.graph import Graph, Value
+from ranum.analysis.graph import Graph, Value, fits
 from ranum.analysis.interval import Interval
+from ranum.analysis.scan import Seen, finite_extremes
 from ranum.errors import ArgumentError
 
 Range = tuple[float, float] | Interval
@@ -35,29 +34,47 @@ def starting_ranges(
     *,
     inputs: Mapping[str, Range] | None = None,
     weights: Weights = "envelope",
+    seen: Mapping[str, Seen] | None = None,
 ) -> dict[int, Interval]:
     """The interval of every leaf of the graph.
 
     Args:
         graph: A recorded step.
-        inputs: Ranges by input name or pattern ("batch[0]", "x*"); other float inputs range
-            over what the batch showed plus `INPUT_MARGIN`. A tensor whose values are all
-            whole numbers (one-hot labels, counts) gets no margin.
+        inputs: Ranges by input name or pattern ("batch[0]", "x*"); other inputs range over
+            what the batch, and `seen`, showed. Float inputs get `INPUT_MARGIN` on top, unless
+            all their values are whole numbers (one-hot labels, counts). Integer inputs are
+            anything valid where they index; masks made of them are those of the batch.
         weights: See `weight_ranges`.
+        seen: What a scan of more data showed, by input name.
 
     Raises:
         ArgumentError: For a range that is not a pair lower <= upper, or a pattern that
             matches nothing.
     """
     names = {value.name for value in graph.leaves("input")}
-    chosen_inputs = _checked("inputs", inputs, names)
+    chosen = _checked("inputs", inputs, names.union(graph.inputs))
+    uses = _uses(graph)
     ranges = weight_ranges(graph, weights)
-    for value in graph.leaves("input", "buffer", "constant"):
+    for value in graph.leaves("input", "derived", "buffer", "constant"):
+        pair = _lookup(value.name, chosen) if value.name else None
+        more = (seen or {}).get(value.name) if value.name else None
         if value.kind == "input":
-            ranges[value.index] = _input_range(value, chosen_inputs)
+            ranges[value.index] = _input_range(value, pair, more)
+        elif value.kind == "derived":
+            ranges[value.index] = _derived_range(value, pair, more, uses.get(value.index, set()))
         else:
             ranges[value.index] = _constant_range(value)
     return ranges
+
+
+def _uses(graph: Graph) -> dict[int, set[str]]:
+    """The operators that read each derived value."""
+    uses: dict[int, set[str]] = {value.index: set() for value in graph.leaves("derived")}
+    for node in graph.nodes if uses else ():
+        for operand in node.operands:
+            if operand in uses:
+                uses[operand].add(node.op)
+    return uses
 
 
 def weight_ranges(
@@ -163,7 +180,7 @@ def _checked(
     checked: dict[str, Any] = {}
     for pattern, pair in ranges.items():
         label = f"{argument}[{pattern!r}]"
-        if not isinstance(pattern, str) or not any(_matches(name, pattern) for name in names):
+        if not any(fits(name, pattern) for name in names):
             known = ", ".join(sorted(names)) or "none"
             raise ArgumentError(f"{label} matches no name; known names: {known}.")
         if isinstance(pair, Interval) or (levels and isinstance(pair, str) and pair in LEVELS):
@@ -185,15 +202,11 @@ def _checked_pair(label: str, pair: Any) -> tuple[float, float]:
     return lower, upper
 
 
-def _matches(name: str, pattern: str) -> bool:
-    return name == pattern or fnmatchcase(name, pattern)
-
-
 def _lookup(name: str, ranges: Mapping[str, Any]) -> Any:
     """By name, else by the first pattern that fits."""
     if name in ranges:
         return ranges[name]
-    return next((pair for pattern, pair in ranges.items() if fnmatchcase(name, pattern)), None)
+    return next((pair for pattern, pair in ranges.items() if fits(name, pattern)), None)
 
 
 def _from_pair(pair: Range, value: Value) -> Interval:
@@ -217,15 +230,46 @@ def _check_shape(bounds: Interval, value: Value) -> None:
         )
 
 
-def _input_range(value: Value, chosen: Mapping[str, Range]) -> Interval:
-    pair = _lookup(value.name, chosen)
+def _input_range(value: Value, pair: Range | None, more: Seen | None) -> Interval:
+    value.is_shared = False
     if pair is not None:
         return _from_pair(pair, value)
     if value.data is None:
         return Interval.top(value.shape, value.dtype)
-    lower, upper = finite_extremes(value.data)
-    margin = 0.0 if _is_whole(value.data) else INPUT_MARGIN * (upper - lower)
-    return Interval.full(lower - margin, upper + margin, value.shape, value.dtype)
+    seen = Seen.of(value.data)
+    seen = seen if more is None else seen | more
+    value.is_shared = seen.is_shared
+    margin = 0.0 if seen.is_whole else INPUT_MARGIN * (seen.upper - seen.lower)
+    limit = torch.finfo(value.dtype).max
+    lower, upper = max(seen.lower - margin, -limit), min(seen.upper + margin, limit)
+    return Interval.full(lower, upper, value.shape, value.dtype)
+
+
+_LABELS = frozenset(
+    {"nll_loss_forward", "nll_loss2d_forward", "nll_loss_backward", "nll_loss2d_backward"}
+)
+"""Operators that take any class for a label by themselves, and need to know the ignored ones."""
+_INDEXED = frozenset(
+    {"index", "index_select", "gather", "embedding", "take", "index_put", "_unsafe_index_put",
+     "scatter", "scatter_add", "index_add", "embedding_dense_backward"}
+)  # fmt: skip
+
+
+def _derived_range(value: Value, pair: Range | None, more: Seen | None, uses: set[str]) -> Interval:
+    """What is made of integer inputs: labels, token ids, lengths."""
+    is_index = not value.dtype.is_floating_point and bool(uses) and uses <= _INDEXED
+    if uses & _LABELS or (value.spread is None and not is_index):
+        return _constant_range(value)
+    if pair is not None and not is_index:
+        return _from_pair(pair, value)
+    assert value.data is not None
+    lower, upper = finite_extremes(value.data) if value.spread is None else value.spread
+    if more is not None:
+        lower, upper = min(lower, more.lower), max(upper, more.upper)
+    if is_index:  # of which only one is known, the others are just as good
+        upper = max(upper, lower + 1)
+    value.is_shared = value.data.shape == value.shape and Seen.of(value.data).is_shared
+    return Interval.full(lower, upper, value.shape, value.dtype)
 
 
 def _constant_range(value: Value) -> Interval:
@@ -236,18 +280,3 @@ def _constant_range(value: Value) -> Interval:
         return point
     # A large constant, kept by its extremes.
     return Interval.between(point.low, point.high, value.shape, value.dtype, point.may_nan)
-
-
-def finite_extremes(data: Tensor) -> tuple[float, float]:
-    """Smallest and largest finite element; (0, 0) if there is none."""
-    if data.numel() == 0:
-        return 0.0, 0.0
-    lower, upper = (float(end) for end in torch.aminmax(data))
-    if math.isfinite(lower) and math.isfinite(upper):
-        return lower, upper
-    finite = data[data.isfinite()]
-    return finite_extremes(finite)
-
-
-def _is_whole(data: Tensor) -> bool:
-    return bool((data == data.round()).all()) if data.numel() else True

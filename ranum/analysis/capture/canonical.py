@@ -43,6 +43,13 @@ _SHAPE_ONLY = frozenset(
      "zeros", "zeros_like", "ones", "ones_like", "new_zeros", "new_ones", "_efficientzerotensor",
      "arange", "scalar_tensor", "eye", "linspace", "tril_indices", "triu_indices"}
 )  # fmt: skip
+PLAIN = (
+    _RESHAPES | _PERMUTES | _EXPANDS | _IDENTITIES | _CASTS
+    | {"slice", "select", "narrow", "flip", "roll", "repeat", "_to_copy"}
+)  # fmt: skip
+"""Operators whose result has the elements of their operand and no others."""
+LOOKUPS = frozenset({"index", "index_select", "gather", "embedding", "take"})
+"""Operators that pick elements of `x` (or `weight`) by an index."""
 _UNIFORM = frozenset({"rand", "rand_like", "uniform"})
 _NORMAL = frozenset({"randn", "randn_like", "normal"})
 

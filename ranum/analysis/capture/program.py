@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_flatten_with_path, tree_map_with_path
 
 from ranum._untouched import untouched
 from ranum.analysis.capture.recorder import record
-from ranum.analysis.graph import Graph
+from ranum.analysis.graph import Graph, fits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +42,11 @@ class Program:
     @property
     def inputs(self) -> dict[str, Tensor]:
         """All tensors of the example batch, by name: `x`, `batch[0]`, `batch['image']`."""
-        leaves, _ = tree_flatten_with_path(self.arguments)
+        return self.named(self.arguments)
+
+    def named(self, arguments: tuple[Any, ...]) -> dict[str, Tensor]:
+        """All tensors of a batch like the example's, by name."""
+        leaves, _ = tree_flatten_with_path(arguments)
         return {self._input_name(path): leaf for path, leaf in leaves if isinstance(leaf, Tensor)}
 
     def _input_name(self, path: tuple[Any, ...]) -> str:
@@ -51,8 +55,14 @@ class Program:
         name = self.argument_names[position] if known else f"args[{position}]"
         return name + "".join(str(key) for key in path[1:])
 
-    def capture(self, *, observe: bool = True) -> Graph:
-        """Runs the step once under the recorder; the model's state is put back."""
+    def capture(self, *, observe: bool = True, varying: Collection[str] = ()) -> Graph:
+        """Runs the step once under the recorder; the model's state is put back.
+
+        Args:
+            observe: Record the extremes of every result.
+            varying: Names and patterns of integer inputs that are no masks, though they hold
+                only 0 and 1.
+        """
         with untouched(self.model), torch.enable_grad():
             return record(
                 lambda: self.step(*self.arguments),
@@ -61,6 +71,7 @@ class Program:
                 parameters=self.parameters,
                 backward=self.backward,
                 observe=observe,
+                varying={name for name in self.inputs if any(fits(name, each) for each in varying)},
             )
 
     def batch(self, inputs: Mapping[str, Tensor]) -> tuple[Any, ...]:

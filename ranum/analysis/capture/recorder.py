@@ -11,7 +11,7 @@ All use of private torch interfaces by the analysis is in this file.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
@@ -27,6 +27,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from ranum._dispatch import DispatchMode
 from ranum._untouched import eager
 from ranum.analysis.capture.canonical import (
+    LOOKUPS,
+    PLAIN,
     Canonical,
     bind,
     canonicalize,
@@ -61,14 +63,34 @@ class _Storage:
     writes: list[tuple[Geometry, _Entry]] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class _Integers:
+    """A piece of memory that holds integers of the batch, or what was made of them.
+
+    Attributes:
+        weak: Keeps the storage's address from being reused.
+        name: The input whose elements it holds as they are; "" if something was computed.
+        is_mask: True for {0, 1} inputs, and what is made of them: masks of this batch.
+    """
+
+    weak: Any
+    name: str
+    is_mask: bool
+
+
 class Recorder(DispatchMode):
     """The recording mode; see `record`."""
 
     def __init__(
-        self, inputs: Mapping[str, Tensor], parameters: Mapping[str, Tensor], observe: bool
+        self,
+        inputs: Mapping[str, Tensor],
+        parameters: Mapping[str, Tensor],
+        observe: bool,
+        varying: Collection[str] = (),
     ) -> None:
         super().__init__()
         self.graph = Graph()
+        self._integers: dict[int, _Integers] = {}
         self._observe = observe
         self._storages: dict[int, _Storage] = {}
         self._stamp = 0
@@ -76,9 +98,14 @@ class Recorder(DispatchMode):
         self._constants: dict[tuple[int, Geometry, int], tuple[int, Any]] = {}
         for name, tensor in parameters.items():
             self._leaf(tensor, "parameter", name)
+        self.graph.inputs = tuple(inputs)
+        self.graph.integers = frozenset(n for n, each in inputs.items() if _is_integer(each))
         for name, tensor in inputs.items():
             if tensor.is_floating_point():
                 self._leaf(tensor, "input", name)
+            elif _is_integer(tensor):
+                is_mask = name not in varying and _is_mask(tensor)
+                self._hold(tensor, name, is_mask)
 
     # --- the hook ---------------------------------------------------------------------------
 
@@ -92,7 +119,10 @@ class Recorder(DispatchMode):
             # What an in-place operator reads must be noted before it is overwritten.
             before = {id(tensor): self._value_of(tensor) for tensor in operands}
         result = func(*args, **kwargs)
-        self._record(func, bind(func, args, kwargs), tracked, before, result)
+        bound = bind(func, args, kwargs)
+        self._record(func, bound, tracked, before, result)
+        if self._integers and not tracked:
+            self._follow(func, bound, operands, result)
         return result
 
     def _record(
@@ -136,6 +166,54 @@ class Recorder(DispatchMode):
             return
         canonical = canonicalize(func, bound, tensors[0])
         self._add(canonical, outputs, is_gradient, mark, written=written, before=before)
+
+    # --- integers ---------------------------------------------------------------------------
+
+    def _hold(self, tensor: Tensor, name: str, is_mask: bool) -> None:
+        storage = tensor.untyped_storage()
+        self._integers[storage._cdata] = _Integers(StorageWeakRef(storage), name, is_mask)
+
+    def _held(self, tensor: Tensor) -> _Integers | None:
+        if tensor.layout != torch.strided or not self._integers:
+            return None
+        return self._integers.get(tensor.untyped_storage()._cdata)
+
+    def _follow(
+        self, func: Any, bound: Mapping[str, Any], operands: Sequence[Tensor], result: Any
+    ) -> None:
+        """Follows what is made of integer inputs: other integers, and numbers that vary.
+
+        What is compared becomes a mask of this batch, a constant like any other.
+        """
+        held = [found for tensor in operands if (found := self._held(tensor)) is not None]
+        op = name_of(func)
+        if not held or not reads_values(op):
+            return
+        same = len(operands) == 1 and (op in PLAIN or len(_outputs(result)) > 1)
+        name = held[0].name if same else ""
+        is_mask = all(found.is_mask for found in held)
+        made = [*_outputs(result), *_written_arguments(func, bound)]
+        for tensor in made:
+            if tensor is None or tensor.numel() == 0 or tensor.layout != torch.strided:
+                continue
+            if tensor.is_floating_point():
+                if not is_mask and not self._is_tracked(tensor):
+                    self._derive(tensor, name, spread=_table(op, bound))
+            elif _is_integer(tensor) and self._held(tensor) is None:
+                self._hold(tensor, name, is_mask)
+
+    def _derive(self, tensor: Tensor, name: str, spread: tuple[float, float] | None = None) -> int:
+        """A value made of integer inputs alone, as a leaf."""
+        data = tensor.detach()
+        number = self._constant(tensor)
+        value = self.graph.values[number]
+        value.kind, value.name = "derived", name
+        lower, upper = (float(end) for end in torch.aminmax(data))
+        value.spread = (
+            (lower, upper) if spread is None else (min(lower, spread[0]), max(upper, spread[1]))
+        )
+        self._bind(tensor, number, is_write=False)
+        return number
 
     # --- nodes ------------------------------------------------------------------------------
 
@@ -316,8 +394,15 @@ class Recorder(DispatchMode):
             if key in self._constants:
                 return self._constants[key][0]
         data = tensor.detach()
-        data = data.clone() if data.numel() <= CONSTANT_LIMIT else _extreme_data(data)
-        value = self._new_value(tensor, kind="constant", data=data)
+        held = self._held(tensor) if _is_integer(tensor) and tensor.numel() else None
+        kind: Kind = "constant" if held is None else "derived"
+        name = "" if held is None else held.name
+        small = data.numel() <= CONSTANT_LIMIT
+        data = data.clone() if small else _extreme_data(data)
+        value = self._new_value(tensor, kind=kind, name=name, data=data)
+        if held is not None and not held.is_mask:
+            lower, upper = torch.aminmax(data)
+            value.spread = (float(lower), float(upper))
         if key is not None:
             self._constants[key] = (value.index, StorageWeakRef(storage))
         return value.index
@@ -391,16 +476,19 @@ def recording(
     parameters: Mapping[str, Tensor],
     *,
     observe: bool = True,
+    varying: Collection[str] = (),
 ) -> Iterator[Recorder]:
     """Records everything that runs inside the block, in this thread.
 
     Args:
         model: Gives operators their module path; may be None.
-        inputs: Tensors that vary from batch to batch, by name; integer ones are constants.
+        inputs: Tensors that vary from batch to batch, by name. Of integer ones, masks (what
+            comparisons make of them, and inputs of 0 and 1) count as constants.
         parameters: Trainable tensors by name.
         observe: Also record the extremes of every result (about a tenth of a step).
+        varying: Integer inputs of 0 and 1 that are no masks.
     """
-    recorder = Recorder(inputs, parameters, observe)
+    recorder = Recorder(inputs, parameters, observe, varying)
     with ExitStack() as stack:
         stack.enter_context(eager())
         if model is not None:
@@ -427,6 +515,7 @@ def record(
     parameters: Mapping[str, Tensor] | None = None,
     backward: bool = True,
     observe: bool = True,
+    varying: Collection[str] = (),
 ) -> Graph:
     """The graph of one call of `step`, and of the backward pass from the loss it returns.
 
@@ -438,8 +527,11 @@ def record(
         parameters: Trainable tensors by name.
         backward: Also run and record the backward pass.
         observe: Record the extremes of every result.
+        varying: Integer inputs of 0 and 1 that are no masks.
     """
-    with recording(model, inputs or {}, parameters or {}, observe=observe) as recorder:
+    with recording(
+        model, inputs or {}, parameters or {}, observe=observe, varying=varying
+    ) as recorder:
         loss = step()
         if isinstance(loss, Tensor):
             recorder.finish(loss)
@@ -461,6 +553,26 @@ def _is_backward_seed() -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+def _is_integer(tensor: Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
+
+
+def _is_mask(tensor: Tensor) -> bool:
+    if tensor.numel() == 0:
+        return True
+    lower, upper = torch.aminmax(tensor)
+    return bool(lower >= 0) and bool(upper <= 1)
+
+
+def _table(op: str, bound: Mapping[str, Any]) -> tuple[float, float] | None:
+    """The extremes of what is looked up by an index that may be any."""
+    table = bound.get("weight" if op == "embedding" else "x")
+    if op not in LOOKUPS or not isinstance(table, Tensor) or table.numel() == 0:
+        return None
+    lower, upper = torch.aminmax(table.detach())
+    return float(lower), float(upper)
 
 
 def _has_tensor(result: Any) -> bool:

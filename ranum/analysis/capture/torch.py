@@ -76,6 +76,43 @@ def function_program(
     )
 
 
+def batch_arguments(
+    target: Any, batch: Any, like: tuple[Any, ...] | None = None
+) -> tuple[Any, ...]:
+    """The arguments that a loader's batch is for a module or function.
+
+    A tuple or list is spread over the parameters, of which a module may leave elements out; a
+    function of one parameter, a `training_step` and a recorded program get the batch whole.
+
+    Args:
+        target: The module or function.
+        batch: What the loader gave.
+        like: Arguments that are known to fit; their number, and whether the first is a tuple,
+            say how to spread.
+    """
+    is_module = isinstance(target, nn.Module)
+    if like and isinstance(batch, (tuple, list)):
+        is_whole = len(like) == 1 and isinstance(like[0], (tuple, list))
+        return (batch,) if is_whole else tuple(batch[: len(like)])
+    if not isinstance(batch, (tuple, list)) or not callable(target):
+        return (batch,)
+    if is_module and callable(getattr(target, "training_step", None)):
+        return (batch,)
+    try:
+        signature = inspect.signature(target.forward if is_module else target)
+    except (TypeError, ValueError):
+        return tuple(batch)
+    parameters = signature.parameters.values()
+    if any(parameter.kind == parameter.VAR_POSITIONAL for parameter in parameters):
+        return tuple(batch)
+    count = sum(
+        parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+        for parameter in parameters
+    )
+    is_whole = count == 1 and not is_module and len(batch) > 1
+    return (batch,) if is_whole else tuple(batch[:count])
+
+
 def _as_loss(output: Any) -> Tensor | None:
     """The loss in what a step returned: a tensor, an entry "loss", an attribute `loss`."""
     if isinstance(output, Tensor):

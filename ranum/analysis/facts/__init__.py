@@ -9,7 +9,14 @@ Families live in sibling files, which are imported here to fill the table.
 
 from __future__ import annotations
 
-from ranum.analysis.facts import differences, guards, norms, order, softmax  # noqa: F401 - they fill the table
+from ranum.analysis.facts import (  # noqa: F401 - they fill the table
+    differences,
+    guards,
+    norms,
+    order,
+    shares,
+    softmax,
+)
 from ranum.analysis.facts._patterns import FACTS, Intervals, root
 from ranum.analysis.facts.guards import is_guarded
 from ranum.analysis.graph import Graph, Node

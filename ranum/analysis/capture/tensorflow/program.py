@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,9 +40,9 @@ class TensorFlowProgram(Program):
 
     __slots__ = ()
 
-    def capture(self, *, observe: bool = True) -> Graph:
+    def capture(self, *, observe: bool = True, varying: Collection[str] = ()) -> Graph:
         """Runs the step once under the recorder; what each layer returns is named."""
-        graph = Program.capture(self, observe=observe)
+        graph = Program.capture(self, observe=observe, varying=varying)
         for node in graph.nodes:
             layer, output = node.source.module, node.outputs[0]
             if not layer or output is None or node.phase == "backward":
