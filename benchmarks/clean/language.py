@@ -184,7 +184,8 @@ _TRANSLATORS: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 for _name, (_class, _options) in _LANGUAGE_MODELS.items():
-    add(Case(_name, lambda c=_class, o=_options: _language_model(c, o, TOKENS, _BATCH)))
+    _half = _name != "FNet"  # the Fourier transform is not defined for bfloat16
+    add(Case(_name, lambda c=_class, o=_options: _language_model(c, o, TOKENS, _BATCH), half=_half))
 for _name, (_class, _options) in _TRANSLATORS.items():
     add(Case(_name, lambda c=_class, o=_options: _translation(c, o, TOKENS, _BATCH)))
 add(Case("ELECTRA", lambda: _pretraining("ElectraForPreTraining", {**_BERT, "embedding_size": 16})))

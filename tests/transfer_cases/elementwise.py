@@ -30,6 +30,8 @@ SUMS = [
 ]
 
 CASES = [
+    Case("floor_divide", {"x": Arg((N, 3)), "other": Arg((3,))}),
+    Case("floor_divide", {"x": Arg((N, 3), low=-9, high=9, dtype=torch.int64), "other": 2}),
     *SUMS,
     Case("add", {"x": FLAG, "other": FLAG}),
     Case("rsub", {"x": X, "other": 1}),

@@ -44,6 +44,11 @@ VIEWS = [
     Case("select", {"x": CUBE, "dim": -1, "index": 2}),
     Case("diagonal", {"x": CUBE, "offset": 1, "dim1": 1, "dim2": -1}),
     Case("diagonal", {"x": SQUARE}),
+    Case("diagonal_copy", {"x": CUBE, "offset": -1, "dim1": 1, "dim2": 2}),
+    Case(
+        "diagonal_backward",
+        {"grad_output": Arg((2, 3)), "input_sizes": (2, 3, 4), "offset": 1, "dim1": 1, "dim2": 2},
+    ),
     Case("unfold", {"x": CUBE, "dimension": 2, "size": 2, "step": 1}),
     Case("as_strided", {"x": SQUARE, "size": (2, 3), "stride": (1, 4), "storage_offset": 1}),
 ]

@@ -65,6 +65,16 @@ CASES = [
         for reduction in (0, 1)
         for t, w, p in ((T, None, None), (T, None, Arg((3,))), (X, X, None))
     ),
+    Case(
+        "binary_cross_entropy_with_logits",
+        {
+            "x": Arg((N, 3), dtype=torch.bfloat16),
+            "target": Arg((N, 3), dtype=torch.float32),
+            "weight": None,
+            "pos_weight": None,
+            "reduction": 1,
+        },
+    ),
     *(
         Case(
             "multi_margin_loss",

@@ -16,6 +16,11 @@ LONG = Arg((2, 300))
 
 CASES = [
     *(
+        Case("_cdist_forward", {"x1": x, "x2": FILLED, "p": p, "compute_mode": mode})
+        for x in (Arg((4, 3)), Arg((N, 2, 3)))
+        for p, mode in ((1.0, None), (2.0, 1), (2.0, 2), (math.inf, None), (3.0, None))
+    ),
+    *(
         Case(op, {"x": x, **options})
         for op in ("sum", "mean")
         for x, options in (

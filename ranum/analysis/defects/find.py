@@ -112,7 +112,7 @@ class _Search:
         self, node: Node, arguments: Mapping[str, Any], outputs: list[Interval]
     ) -> list[Interval]:
         """Reports the node if a rule objects; the outputs to go on with."""
-        if node.forward in self._flagged or not outputs:
+        if node.forward in self._flagged or not outputs or self._is_complex(node):
             return outputs
         rule = self._rule(node)
         problem = _first_problem(rule, node, arguments, outputs)
@@ -132,6 +132,13 @@ class _Search:
                 return [_moderate_part(output) for output in tamed]
         self._report(rule, node, problem)
         return self._continued(node, problem, outputs)
+
+    def _is_complex(self, node: Node) -> bool:
+        """True if the result is complex: intervals do not bound those."""
+        return any(
+            number is not None and self._graph.values[number].dtype.is_complex
+            for number in node.outputs
+        )
 
     def _is_gradient(self, argument: Any) -> bool:
         """True for an upstream gradient, whose size is an option of the search."""

@@ -9,7 +9,9 @@ from ranum.analysis.transfer import (
     comparison,
     contraction,
     creation,
+    ctc,
     elementwise,
+    experts,
     functions,
     indexing,
     layout,
@@ -19,6 +21,7 @@ from ranum.analysis.transfer import (
     recurrent,
     reduction,
     selection,
+    weight_norm,
 )
 from ranum.analysis.transfer.registry import Rule, rule_for, rules, transfer
 
@@ -30,7 +33,9 @@ __all__ = [
     "comparison",
     "contraction",
     "creation",
+    "ctc",
     "elementwise",
+    "experts",
     "functions",
     "indexing",
     "layout",
@@ -43,4 +48,5 @@ __all__ = [
     "rules",
     "selection",
     "transfer",
+    "weight_norm",
 ]

@@ -151,6 +151,12 @@ def div(x: Interval, other: Operand, rounding_mode: str | None = None) -> Interv
     return result.with_nan(result.may_nan or is_possible(undefined))
 
 
+@transfer("floor_divide", domain="nonzero")
+def floor_divide(x: Interval, other: Operand) -> Interval:
+    """`x // other`, as division rounded down."""
+    return _rounded_quotient(x, other, "floor")
+
+
 def _rounded_quotient(x: Interval, other: Operand, rounding_mode: str) -> Interval:
     """Quotients rounded to integers; in floor division inf // y is NaN and -1 // inf is -1."""
 

@@ -143,12 +143,28 @@ def select(x: Interval, dim: int, index: int) -> Interval:
     return moved(lambda bound: bound.select(dim, 0 if merged else index), x, shape)
 
 
-@transfer("diagonal")
+@transfer("diagonal", "diagonal_copy")
 def diagonal(x: Interval, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Interval:
     """Elements with equal index in two dimensions, as a new last dimension."""
     shape = shape_after(torch.diagonal, x, offset, dim1, dim2)
     x = expanded(x, (dim1, dim2))
     return moved(lambda bound: torch.diagonal(bound, offset, dim1, dim2), x, shape)
+
+
+@transfer("diagonal_backward", phase="backward")
+def diagonal_backward(
+    grad_output: Interval, input_sizes: Sequence[int], offset: int, dim1: int, dim2: int
+) -> Interval:
+    """The gradient on the diagonal, 0 elsewhere."""
+    merged = grad_output.merged()
+    low, high = merged.lower.clamp(max=0), merged.upper.clamp(min=0)
+    if grad_output.is_empty_tensor:
+        low = high = grad_output.lower.new_zeros(())
+    ones = (1,) * len(input_sizes)
+    shape = tuple(input_sizes)
+    return Interval(
+        low.reshape(ones), high.reshape(ones), shape, grad_output.dtype, grad_output.may_nan
+    )
 
 
 @transfer("unfold")

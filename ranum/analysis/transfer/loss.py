@@ -227,7 +227,8 @@ def binary_cross_entropy_with_logits(
     losses = losses.replaced(losses.lower - slack, losses.upper + slack)
     if weight is not None:
         losses = losses * Box.native(weight)
-    return _reduced(losses, x, _shape(x, target), reduction)
+    wide = x if torch.promote_types(x.dtype, target.dtype) == x.dtype else target
+    return _reduced(losses, wide, _shape(x, target), reduction)
 
 
 def _softplus(x: torch.Tensor) -> torch.Tensor:

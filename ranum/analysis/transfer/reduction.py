@@ -17,6 +17,7 @@ from ranum.analysis.transfer._common import (
     Box,
     indices,
     largest,
+    like,
     normal_dims,
     outward,
     reduced_shape,
@@ -431,6 +432,32 @@ def linalg_vector_norm(
             Interval.point(x.lower.new_zeros(shape)) if 0 <= ord < math.inf else unknown(shape, x)
         )
     return _packed(_norm(x, float(ord), dims), x, dims, keepdim, x.dtype)
+
+
+@transfer("_cdist_forward")
+def _cdist_forward(x1: Interval, x2: Interval, p: float, compute_mode: int | None) -> Interval:
+    """Norms of the differences of all rows `[..., P, M]` and `[..., R, M]`.
+
+    For p = 2 some kernels take the root of |a|^2 - 2 a.b + |b|^2, whose rounding error is
+    that of the squares.
+    """
+    shape = (
+        *torch.broadcast_shapes(x1.shape[:-2], x2.shape[:-2]), x1.shape[-2], x2.shape[-2],
+    )  # fmt: skip
+    width = x1.shape[-1]
+    if 0 in shape or width == 0:
+        return like(0.0, 0.0, shape, x1)
+    first, second = Box.of(x1).merged(), Box.of(x2).merged()
+    difference = first - second
+    row = Interval.full(0, difference.peak, (width,), torch.float64)
+    total = _norm(row, float(p), (0,)).peak * (1 + 8 * sum_error(width + 8, first.dtype))
+    if p == 2:
+        squares = width * (first.peak * first.peak + second.peak * second.peak)
+        total += math.sqrt(8 * sum_error(width + 8, first.dtype) * squares)
+        if not squares < largest(first.dtype) / 8:
+            return unknown(shape, x1)
+    lost = difference.may_nan or not total * width < largest(x1.dtype) / 8
+    return difference.constant(0.0, total).with_nan(lost).rounded().interval(shape, x1.dtype)
 
 
 def _norm(x: Interval, p: float, dims: Sequence[int]) -> Box:
