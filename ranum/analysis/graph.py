@@ -84,11 +84,14 @@ class Node:
     source: Source = UNKNOWN
     phase: Phase = "forward"
     forward: int | None = None
+    _operands: tuple[int, ...] | None = field(default=None, repr=False, compare=False)
 
     @property
     def operands(self) -> tuple[int, ...]:
         """Numbers of all values among the arguments, in order, nested ones included."""
-        return tuple(_refs(tuple(self.arguments.values())))
+        if self._operands is None:
+            self._operands = tuple(_refs(tuple(self.arguments.values())))
+        return self._operands
 
 
 def fits(name: str, pattern: object) -> bool:
@@ -126,6 +129,8 @@ class Graph:
     module_outputs: dict[str, int] = field(default_factory=dict)
     taken_branches: list[Source] = field(default_factory=list)
     escapes: list[Source] = field(default_factory=list)
+    derived: dict[Any, Any] = field(default_factory=dict, compare=False)
+    """What an analysis worked out about the nodes once and for all."""
 
     def __repr__(self) -> str:
         return f"Graph({len(self.nodes)} nodes, {len(self.values)} values)"

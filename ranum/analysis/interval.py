@@ -44,7 +44,7 @@ class Interval:
     `is_uniform`, and its tensors `lower` and `upper` are made when somebody asks for them.
     """
 
-    __slots__ = ("_high", "_low", "_lower", "_upper", "dtype", "may_nan", "shape")
+    __slots__ = ("_finite", "_high", "_low", "_lower", "_upper", "dtype", "may_nan", "shape")
 
     def __init__(
         self,
@@ -58,6 +58,7 @@ class Interval:
         self._upper: Tensor | None = upper
         self._low: Any = None
         self._high: Any = None
+        self._finite: bool | None = None
         self.shape = shape
         self.dtype = dtype
         self.may_nan = may_nan
@@ -72,6 +73,7 @@ class Interval:
         interval = Interval.__new__(Interval)
         interval._lower = interval._upper = None
         interval._low, interval._high = low, high
+        interval._finite = None
         interval.shape, interval.dtype, interval.may_nan = shape, dtype, may_nan
         return interval
 
@@ -232,7 +234,9 @@ class Interval:
     @property
     def is_finite(self) -> bool:
         """True if every element is surely finite."""
-        return not (self.may_nan or self.may_inf)
+        if self._finite is None:
+            self._finite = not (self.may_nan or self.may_inf)
+        return self._finite
 
     @property
     def magnitude(self) -> Tensor:

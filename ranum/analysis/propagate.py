@@ -1,5 +1,9 @@
 """Walks a graph with intervals. It knows no operator: the transfer table does.
 
+Bounds are merged to one pair per tensor as they arise, and then computed with as plain
+numbers (`transfer.uniform`). Blocks are kept where one of them is infinite, as in a mask, and
+for the nodes in `whole`: there the walk gives the tightest bounds that the rules know.
+
 Gradients are not propagated through the backward pass: joint bounds of a deep network grow
 by orders of magnitude per layer and say nothing. Each backward operator is judged by itself
 instead, for upstream gradients within [-`gradient`, `gradient`].
@@ -7,7 +11,7 @@ instead, for upstream gradients within [-`gradient`, `gradient`].
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,8 +19,10 @@ import torch
 
 from ranum.analysis import facts
 from ranum.analysis.graph import Graph, Node, Ref, Value
-from ranum.analysis.interval import Interval
+from ranum.analysis.interval import Interval, round_down, round_up
 from ranum.analysis.transfer import rule_for
+from ranum.analysis.transfer.registry import Rule, Twin
+from ranum.analysis.transfer.uniform import Pair, Unsure
 
 GRADIENT_BOUND = 1.0
 """Upstream gradients are taken to lie in [-1, 1] when a backward operator is judged."""
@@ -24,6 +30,9 @@ GRADIENT_BOUND = 1.0
 Clips = Mapping[int, Mapping[int, tuple[float, float]]]
 """By forward node: operands, by value number, that are clamped to (lower, upper) there and
 in the backward operators that belong to it."""
+
+_UNUSED = Interval.full(0, 0, (), torch.float32)
+"""In place of an output that nobody asked for."""
 
 
 @dataclass(slots=True)
@@ -34,11 +43,223 @@ class Propagation:
         intervals: By value number.
         unknown: Nodes without a transfer function.
         faults: One line per transfer function that failed; its node counts as unknown.
+        loose: Values whose bounds would be tighter with blocks kept.
     """
 
     intervals: dict[int, Interval] = field(default_factory=dict)
     unknown: list[Node] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
+    loose: set[int] = field(default_factory=set)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a walk needs of a node, worked out once.
+
+    Attributes:
+        node: The node.
+        rule: Its transfer function.
+        twin: The same on one pair of bounds.
+        template: All arguments by name, in order; tensors are filled in.
+        tensors: Names and value numbers of arguments that are tensors.
+        lists: Names of arguments that hold tensors in lists.
+        outputs: The values it makes.
+        has_facts: Whether facts may narrow the first output.
+    """
+
+    node: Node
+    rule: Rule | None
+    twin: Twin | None
+    template: dict[str, Any]
+    tensors: tuple[tuple[str, int], ...]
+    lists: tuple[str, ...]
+    outputs: tuple[Value | None, ...]
+    has_facts: bool
+
+
+def step_of(graph: Graph, node: Node) -> Step:
+    """The step of a node, kept with the graph."""
+    step: Step | None = graph.derived.get(node.index)
+    if step is None or step.node is not node:
+        step = graph.derived[node.index] = _step(graph, node)
+    return step
+
+
+def _step(graph: Graph, node: Node) -> Step:
+    rule = rule_for(node.op)
+    outputs = tuple(None if number is None else graph.values[number] for number in node.outputs)
+    own = [(name, item.value) for name, item in node.arguments.items() if isinstance(item, Ref)]
+    lists = [
+        name
+        for name, item in node.arguments.items()
+        if isinstance(item, (list, tuple)) and _holds_tensor(item)
+    ]
+    return Step(
+        node=node,
+        rule=rule,
+        twin=None if rule is None else rule.twin,
+        template=node.arguments,
+        tensors=tuple(own),
+        lists=tuple(lists),
+        outputs=outputs,
+        has_facts=facts.has_facts(node.op)
+        and not any(value is not None and value.is_gradient for value in outputs),
+    )
+
+
+def _holds_tensor(argument: Any) -> bool:
+    if isinstance(argument, (list, tuple)):
+        return any(_holds_tensor(item) for item in argument)
+    return isinstance(argument, Ref)
+
+
+class Walk:
+    """The bounds of one pass, and how to get from one node to the next.
+
+    Args:
+        graph: A recorded step.
+        start: Interval of every leaf, and of whatever else is read before it is computed.
+        clips: Clamps to put in front of operands.
+        gradient: Bound on upstream gradients.
+        whole: Nodes, by index, whose bounds keep their blocks.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        start: Mapping[int, Interval],
+        *,
+        clips: Clips | None = None,
+        gradient: float = GRADIENT_BOUND,
+        whole: Collection[int] = (),
+    ) -> None:
+        self.graph = graph
+        self.known = Propagation(dict(start))
+        self._clips = clips
+        self._gradient = gradient
+        self._whole = whole
+        self._upstream: dict[int, Interval] = {}
+
+    def branch(self) -> Walk:
+        """A second walk from here on, with the same options."""
+        other = Walk(
+            self.graph,
+            self.known.intervals,
+            clips=self._clips,
+            gradient=self._gradient,
+            whole=self._whole,
+        )
+        other.known.loose = self.known.loose
+        return other
+
+    def store(self, node: Node, outputs: Sequence[Interval]) -> None:
+        """Takes up the outputs of a node."""
+        for number, interval in zip(node.outputs, outputs, strict=True):
+            if number is not None:
+                self.known.intervals[number] = interval
+
+    # --- operands ---------------------------------------------------------------------------
+
+    def operands(self, step: Step, clips: Clips | None = None) -> dict[str, Any]:
+        """The node's arguments with intervals in place of tensors."""
+        arguments = step.template.copy()
+        for name, number in step.tensors:
+            arguments[name] = self.interval(number)
+        for name in step.lists:
+            arguments[name] = _mapped(arguments[name], self._interval_of)
+        if clips is None:
+            clips = self._clips
+        if clips:
+            node = step.node
+            own = clips.get(node.index if node.forward is None else node.forward)
+            if own:
+                self._clip(step, arguments, own)
+        return arguments
+
+    def _clip(
+        self, step: Step, arguments: dict[str, Any], own: Mapping[int, tuple[float, float]]
+    ) -> None:
+        def clipped(ref: Ref) -> Interval:
+            interval = self._interval_of(ref)
+            if self.graph.values[ref.value].is_gradient:
+                return interval
+            limits = own.get(facts.root(self.graph, ref.value))
+            return interval if limits is None else interval.intersect(*limits)
+
+        for name in (*(name for name, _ in step.tensors), *step.lists):
+            arguments[name] = _mapped(step.template[name], clipped)
+
+    def interval(self, number: int) -> Interval:
+        """The bounds of a value as an operator reads it."""
+        value = self.graph.values[number]
+        if not value.is_gradient:
+            return self.known.intervals[number]
+        upstream = self._upstream.get(number)
+        if upstream is None:
+            upstream = Interval.full(-self._gradient, self._gradient, value.shape, value.dtype)
+            self._upstream[number] = upstream
+        return upstream
+
+    def _interval_of(self, ref: Ref) -> Interval:
+        return self.interval(ref.value)
+
+    # --- outputs ----------------------------------------------------------------------------
+
+    def outputs(self, step: Step, arguments: Mapping[str, Any]) -> list[Interval]:
+        """Output intervals of one node; see `operands` for the arguments."""
+        rule, node = step.rule, step.node
+        if rule is None:
+            self.known.unknown.append(node)
+            return [_top(value) for value in step.outputs]
+        whole = node.index in self._whole
+        loose = self.known.loose
+        if loose and not loose.isdisjoint(node.operands):
+            self._mark(step)
+        try:
+            outputs = self._by_twin(step, arguments, whole)
+            if outputs is None:
+                outputs = self._by_rule(step, rule, arguments, whole)
+            if step.has_facts:
+                outputs[0] = facts.refine(self.graph, node, self.known.intervals, outputs[0])
+        except Exception as error:  # a fault of ours must cost precision, not the run
+            self.known.unknown.append(node)
+            self.known.faults.append(
+                f"transfer function of {node.op} failed ({type(error).__name__}: {error}); "
+                f"its result at {node.source} was taken as unbounded."
+            )
+            return [_top(value) for value in step.outputs]
+        return outputs
+
+    def _mark(self, step: Step) -> None:
+        self.known.loose.update(number for number in step.node.outputs if number is not None)
+
+    def _by_twin(
+        self, step: Step, arguments: Mapping[str, Any], whole: bool
+    ) -> list[Interval] | None:
+        """The outputs from one pair of bounds per operand, or None if that is not enough."""
+        if step.twin is None:
+            return None
+        marks: list[bool] = []
+        outputs = twin_intervals(step.twin, arguments, step.outputs, whole=whole, marks=marks)
+        if outputs is not None and any(marks):
+            self._mark(step)
+        return outputs
+
+    def _by_rule(
+        self, step: Step, rule: Rule, arguments: Mapping[str, Any], whole: bool
+    ) -> list[Interval]:
+        produced = rule.function(**arguments)
+        outputs = list(produced) if isinstance(produced, tuple) else [produced]
+        outputs += [None] * (len(step.outputs) - len(outputs))
+        checked = [
+            _checked(output, value) for output, value in zip(outputs, step.outputs, strict=False)
+        ]
+        if whole:
+            return [item.limited() for item in checked]
+        merged = [_merged(item) for item in checked]
+        if any(new is not old for new, old in zip(merged, checked, strict=True)):
+            self._mark(step)
+        return merged
 
 
 def propagate(
@@ -48,6 +269,7 @@ def propagate(
     clips: Clips | None = None,
     gradient: float = GRADIENT_BOUND,
     nodes: Iterable[Node] | None = None,
+    blocks: bool = True,
 ) -> Propagation:
     """Intervals of every value, from those of the leaves.
 
@@ -58,82 +280,110 @@ def propagate(
         gradient: Bound on upstream gradients.
         nodes: The nodes to walk, in order; all by default. `start` must then hold the
             intervals of everything they read.
+        blocks: Keep the blocks of all bounds.
     """
-    result = Propagation(dict(start))
-    for node in graph.nodes if nodes is None else nodes:
-        outputs = transfer_node(graph, node, result, clips=clips, gradient=gradient)
-        for number, interval in zip(node.outputs, outputs, strict=True):
-            if number is not None:
-                result.intervals[number] = interval
-    return result
+    chosen = list(graph.nodes if nodes is None else nodes)
+    whole = frozenset(node.index for node in chosen) if blocks else ()
+    walk = Walk(graph, start, clips=clips, gradient=gradient, whole=whole)
+    for node in chosen:
+        step = step_of(graph, node)
+        walk.store(node, walk.outputs(step, walk.operands(step)))
+    return walk.known
 
 
-def transfer_node(
-    graph: Graph,
-    node: Node,
-    known: Propagation,
+def twin_intervals(
+    twin: Twin,
+    arguments: Mapping[str, Any],
+    values: Sequence[Value | None],
     *,
-    clips: Clips | None = None,
-    gradient: float = GRADIENT_BOUND,
-    arguments: Mapping[str, Any] | None = None,
-) -> list[Interval]:
-    """Output intervals of one node, from the intervals known so far.
+    whole: bool,
+    marks: list[bool] | None = None,
+) -> list[Interval] | None:
+    """What the twin of a transfer function gives, or None if the case is not ordinary.
 
     Args:
-        graph: A recorded step.
-        node: The node to compute.
-        known: Intervals of what it reads; takes up what cannot be bounded.
-        clips: Clamps to put in front of operands.
-        gradient: Bound on upstream gradients.
-        arguments: The result of `operand_intervals`, if it is at hand.
+        twin: The twin.
+        arguments: As for the transfer function.
+        values: The outputs: their shapes and dtypes.
+        whole: Merge no operand for it.
+        marks: Takes up True if something was merged.
     """
-    values = [graph.values[number] if number is not None else None for number in node.outputs]
-    rule = rule_for(node.op)
-    if rule is None:
-        known.unknown.append(node)
-        return [_top(value) for value in values]
-    if arguments is None:
-        arguments = operand_intervals(graph, node, known.intervals, clips=clips, gradient=gradient)
+    seen, merged = _ordinary(twin, arguments, whole)
+    if seen is None:
+        return None
     try:
-        produced = rule.function(**arguments)
-        outputs = list(produced) if isinstance(produced, tuple) else [produced]
-        outputs += [None] * (len(values) - len(outputs))
-        checked = [_checked(output, value) for output, value in zip(outputs, values, strict=False)]
-        if not any(value is not None and value.is_gradient for value in values):
-            checked[0] = facts.refine(graph, node, known.intervals, checked[0])
-    except Exception as error:  # a fault of ours must cost precision, not the run
-        known.unknown.append(node)
-        known.faults.append(
-            f"transfer function of {node.op} failed ({type(error).__name__}: {error}); "
-            f"its result at {node.source} was taken as unbounded."
-        )
-        return [_top(value) for value in values]
-    return checked
+        outputs = _intervals(twin.function(values, **seen), values)
+    except (Unsure, ArithmeticError):
+        return None
+    if marks is not None:
+        marks.append(merged)
+    return outputs
 
 
-def operand_intervals(
-    graph: Graph,
-    node: Node,
-    intervals: Mapping[int, Interval],
-    *,
-    clips: Clips | None = None,
-    gradient: float = GRADIENT_BOUND,
-) -> dict[str, Any]:
-    """The node's arguments with intervals in place of tensors."""
-    own_clips: Mapping[int, tuple[float, float]] = {}
-    if clips:
-        own_clips = clips.get(node.index if node.forward is None else node.forward, {})
+def _ordinary(
+    twin: Twin, arguments: Mapping[str, Any], whole: bool
+) -> tuple[dict[str, Any] | None, bool]:
+    """The arguments for a twin, or None, and whether anything was merged for it."""
+    seen, merged = dict(arguments), False
+    bounds: list[Interval] = []
+    for name, argument in arguments.items():
+        item = argument
+        if isinstance(item, Interval):
+            if not item.is_uniform:
+                if name in twin.aside or (name in twin.exact and item.is_point):
+                    continue
+                if whole or twin.moves or item.is_empty_tensor:
+                    return None, False
+                item = seen[name] = item.merged()
+                merged = True
+            if item.is_finite:
+                bounds.append(item)
+            elif name not in twin.aside:
+                return None, False
+        elif isinstance(item, (list, tuple)):
+            for part in item:
+                if isinstance(part, Interval):
+                    if not (part.is_uniform and part.is_finite):
+                        return None, False
+                    bounds.append(part)
+    if twin.hulls and any(_differ(item, bounds[0]) for item in bounds):
+        if whole:
+            return None, False
+        merged = True
+    return seen, merged
 
-    def look_up(ref: Ref) -> Interval:
-        value = graph.values[ref.value]
-        if value.is_gradient:
-            return Interval.full(-gradient, gradient, value.shape, value.dtype)
-        interval = intervals[ref.value]
-        if own_clips and (root := facts.root(graph, ref.value)) in own_clips:
-            interval = interval.intersect(*own_clips[root])
-        return interval
 
-    return {name: _mapped(argument, look_up) for name, argument in node.arguments.items()}
+def _differ(first: Interval, second: Interval) -> bool:
+    return first.low != second.low or first.high != second.high
+
+
+def _intervals(
+    pairs: Pair | Sequence[Pair | None], values: Sequence[Value | None]
+) -> list[Interval]:
+    """One interval per output, rounded outward into its dtype."""
+    if isinstance(pairs, tuple):
+        pairs = [pairs]
+    outputs = []
+    for index, value in enumerate(values):
+        pair = pairs[index] if index < len(pairs) else None
+        if value is None:
+            outputs.append(_UNUSED)
+        elif pair is None or value.dtype is torch.uint8:
+            outputs.append(_top(value))
+        else:
+            dtype = value.dtype
+            low, high = round_down(pair[0], dtype), round_up(pair[1], dtype)
+            if not high - low < float("inf") or 0 in value.shape or dtype.is_complex:
+                raise Unsure
+            outputs.append(Interval.uniform(low, high, value.shape, dtype))
+    return outputs
+
+
+def _merged(interval: Interval) -> Interval:
+    """One pair of bounds, unless data are known or a block is infinite."""
+    if interval.is_uniform or interval.is_point or interval.is_empty_tensor:
+        return interval.limited()
+    return interval.merged() if interval.is_finite else interval.limited()
 
 
 def _mapped(argument: Any, look_up: Callable[[Ref], Interval]) -> Any:
@@ -146,14 +396,14 @@ def _mapped(argument: Any, look_up: Callable[[Ref], Interval]) -> Any:
 
 def _checked(output: Interval | None, value: Value | None) -> Interval:
     if value is None:  # nobody asked for this output
-        return Interval.full(0, 0, (), torch.float32)
+        return _UNUSED
     if output is None or value.dtype == torch.uint8:  # workspaces of fused operators are opaque
         return _top(value)
     if output.shape != value.shape or (output.dtype != value.dtype and not value.dtype.is_complex):
         raise ValueError(
             f"gave {output.dtype} {list(output.shape)} for {value.dtype} {list(value.shape)}"
         )
-    return output.limited()
+    return output
 
 
 def _top(value: Value | None) -> Interval:

@@ -6,11 +6,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from transfer_cases.harness import Arg, Case, N, Sketch, check, tables
+from transfer_cases.harness import Arg, Case, N, Sketch, check, check_twin, tables
 
 import ranum.analysis.transfer as _table
 from ranum.analysis.interval import Interval
-from ranum.analysis.transfer.registry import rule_for, rules
+from ranum.analysis.transfer.registry import Twin, rule_for, rules, twins
 
 EXAMPLES = 16
 
@@ -100,6 +100,64 @@ def test_results_lie_in_the_interval(op, boxes, data):
     if not case.wild:
         boxes = [Sketch(b.seed, min(b.radius, 3.0), b.merged) for b in boxes]
     check(case, _function(case), boxes, dtype)
+
+
+# --- one pair of bounds per tensor ---------------------------------------------------------
+
+_TWINNED = sorted({case.op for case in _RULED.values() if rule_for(case.op).twin is not None})
+_ORDINARY = st.builds(
+    Sketch,
+    seed=st.integers(0, 10_000),
+    radius=st.sampled_from([0.0, 1e-6, 1e-2, 0.3, 3.0, 100.0]),
+    edges=st.booleans(),
+    huge=st.sampled_from([False, False, False, False, True]),
+)
+
+
+def test_every_twin_has_a_case():
+    assert set(twins()) <= set(_TWINNED), sorted(set(twins()) - set(_TWINNED))
+
+
+@pytest.mark.parametrize("op", _TWINNED)
+def test_twins_contain_the_results_and_agree_with_the_rule(op):
+    rule, answered = rule_for(op), 0
+    for case in (case for case in _RULED.values() if case.op == op):
+        for dtype in case.floating:
+            for seed, radius in enumerate((0.0, 1e-3, 0.3, 3.0)):
+                sketches = [Sketch(seed, radius, edges=seed % 3 == 0), Sketch(seed + 50, radius)]
+                answered += check_twin(case, rule.twin, rule.function, sketches, dtype)
+    assert answered, f"the twin of {op} never answered"
+
+
+@pytest.mark.parametrize("op", _TWINNED)
+@settings(
+    max_examples=EXAMPLES // 3,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+@given(boxes=st.tuples(_ORDINARY, _ORDINARY), data=st.data())
+def test_twins_contain_the_results_of_any_box(op, boxes, data):
+    case = data.draw(st.sampled_from([case for case in _RULED.values() if case.op == op]))
+    dtype = data.draw(st.sampled_from(case.floating))
+    if not case.wild:
+        boxes = [Sketch(b.seed, min(b.radius, 3.0)) for b in boxes]
+    rule = rule_for(op)
+    check_twin(case, rule.twin, rule.function, boxes, dtype)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda out, x, other, alpha=1: (x.low, x.high), "outside"),
+        (lambda out, x, other, alpha=1: (-1e3, 1e3), "the transfer function"),
+    ],
+)
+def test_a_wrong_twin_is_caught(wrong, message):
+    twin = Twin(wrong, frozenset(), frozenset(), hulls=False, moves=False)
+    with pytest.raises(AssertionError, match=message):
+        check_twin(_ADD, twin, rule_for("add").function, [Sketch(1, radius=0.5)])
 
 
 # --- the harness itself can fail -----------------------------------------------------------

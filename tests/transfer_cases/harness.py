@@ -30,7 +30,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ranum.analysis.graph import Value
 from ranum.analysis.interval import Interval
+from ranum.analysis.propagate import twin_intervals
+from ranum.analysis.transfer.registry import Twin
 
 N = "N"
 """Stands for a size that is 2 in most tests and 0 in the test of empty tensors."""
@@ -293,6 +296,74 @@ def check(
     bounds = function(**symbolic)
     for arguments in concrete:
         _compare(case, _tuple(bounds), _tuple(case.call(arguments)), arguments, symbolic)
+
+
+def check_twin(
+    case: Case,
+    twin: Twin,
+    function: Callable[..., Any],
+    sketches: Sequence[Sketch],
+    dtype: torch.dtype = torch.float32,
+) -> bool:
+    """Raises AssertionError unless torch's results lie in the bounds of a twin.
+
+    All operands are merged, but for one of those that the twin may see as they are. Where the twin
+    answers, its bounds may not be much wider than those of `function`, the transfer function.
+
+    Returns:
+        True if the twin answered.
+    """
+    padded = [*sketches, *[sketches[-1]] * len(case.args)]
+    boxes = [box(arg, sketch, dtype, 2) for arg, sketch in zip(case.args, padded, strict=False)]
+    names = [name for name, item in case.arguments.items() if isinstance(item, Arg)]
+    if len(names) == len(boxes):
+        kept = twin.aside | {*[name for name in names if name in twin.exact][-1:]}
+        boxes = [
+            item if name in kept and item.is_point else item.merged()
+            for name, item in zip(names, boxes, strict=True)
+        ]
+    else:
+        boxes = [item.merged() for item in boxes]
+    draws = zip(*(draw(item, seed, DRAWS) for seed, item in enumerate(boxes)), strict=True)
+    concrete = [_filled(case.arguments, tensors, dtype, 2) for tensors in draws]
+    symbolic = _filled(case.arguments, boxes, dtype, 2)
+    if case.constrain is not None:
+        concrete = [case.constrain(arguments) for arguments in concrete]
+        symbolic = {
+            name: item.merged() if isinstance(item, Interval) and name not in twin.aside else item
+            for name, item in _grown(symbolic, concrete).items()
+        }
+    results = [_tuple(case.call(arguments)) for arguments in concrete]
+    values = tuple(
+        Value(index=number, shape=tuple(item.shape), dtype=item.dtype)
+        if isinstance(item, Tensor)
+        else None
+        for number, item in enumerate(results[0])
+    )
+    bounds = twin_intervals(twin, symbolic, values, whole=False)
+    if bounds is None:
+        return False
+    for arguments, result in zip(concrete, results, strict=True):
+        _compare(case, tuple(bounds), result, arguments, symbolic)
+    for bound, tight, value in zip(bounds, _tuple(function(**symbolic)), values, strict=False):
+        if value is not None and isinstance(tight, Interval) and tight.is_finite:
+            _compare_width(case, bound, tight, symbolic)
+    return True
+
+
+def _compare_width(
+    case: Case, bound: Interval, tight: Interval, symbolic: Mapping[str, Any]
+) -> None:
+    """The twin's bounds are those of the transfer function up to rounding."""
+    if not bound.dtype.is_floating_point:
+        return
+    scale = max(abs(tight.low), abs(tight.high), tight.high - tight.low)
+    slack = 64 * torch.finfo(bound.dtype).eps * scale + 64 * torch.finfo(bound.dtype).tiny
+    if bound.low < tight.low - slack or bound.high > tight.high + slack:
+        raise AssertionError(
+            f"{case.op}: the twin gives {bound.low, bound.high}, the transfer function "
+            f"{tight.low, tight.high}\n  boxes {_shown(symbolic)}"
+        )
 
 
 def _supports(case: Case, dtype: torch.dtype) -> bool:

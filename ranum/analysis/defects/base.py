@@ -49,6 +49,8 @@ class DefectRule(ABC):
     is_about_size: ClassVar[bool] = False
     """True for rules that must hold for operands of moderate size as well: a network whose
     values have grown beyond that by themselves is not this operator's defect."""
+    is_about_result: ClassVar[bool] = False
+    """True for rules that never object to a finite result."""
 
     @abstractmethod
     def check(self, node: Node, arguments: Mapping[str, Any], result: Interval) -> Problem | None:

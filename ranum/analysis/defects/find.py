@@ -8,7 +8,7 @@ it starts, and a second one behind it is still seen.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -23,13 +23,17 @@ from ranum.analysis.propagate import (
     GRADIENT_BOUND,
     Clips,
     Propagation,
-    operand_intervals,
-    transfer_node,
+    Step,
+    Walk,
+    step_of,
 )
 from ranum.analysis.result import Defect
 
 _GRADIENT_CODE = "RN106"
 _OVERFLOW_CODE = "RN107"
+
+_ATTEMPTS = 4
+"""Walks until all blocks are kept."""
 
 
 def find_defects(
@@ -42,6 +46,10 @@ def find_defects(
 ) -> tuple[tuple[Defect, ...], Propagation]:
     """All defects of a graph in execution order, and the true intervals.
 
+    The graph is walked with one pair of bounds per tensor first. Where a rule objects to
+    bounds that were merged on the way, what they depend on is walked again with blocks kept,
+    until every objection stands.
+
     Args:
         graph: A recorded step.
         start: Interval of every leaf.
@@ -49,26 +57,47 @@ def find_defects(
         gradient: Bound on upstream gradients for judging backward operators.
         nodes: The nodes to walk; all by default. `start` must hold what they read.
     """
-    return _Search(graph, start, clips, gradient).run(graph.nodes if nodes is None else nodes)
+    chosen = graph.nodes if nodes is None else nodes
+    steps = [step_of(graph, node) for node in chosen]
+    whole: frozenset[int] = frozenset()
+    for attempt in range(_ATTEMPTS):
+        search = _Search(Walk(graph, start, clips=clips, gradient=gradient, whole=whole))
+        found = search.run(steps)
+        if search.doubtful <= whole:
+            break
+        whole |= _cone(graph, search.doubtful)
+        if attempt == _ATTEMPTS - 2:
+            whole = frozenset(node.index for node in chosen)
+    return found, search.true.known
+
+
+def _cone(graph: Graph, nodes: Iterable[int]) -> frozenset[int]:
+    """The nodes and all they are computed from; nothing is followed through gradients."""
+    wanted = set(nodes)
+    stack = list(wanted)
+    while stack:
+        for operand in graph.nodes[stack.pop()].operands:
+            value = graph.values[operand]
+            if value.is_gradient or value.producer is None or value.producer in wanted:
+                continue
+            wanted.add(value.producer)
+            stack.append(value.producer)
+    return frozenset(wanted)
 
 
 class _Search:
-    def __init__(
-        self,
-        graph: Graph,
-        start: Mapping[int, Interval],
-        clips: Clips | None,
-        gradient: float,
-    ) -> None:
-        self._graph = graph
-        self._options: dict[str, Any] = {"clips": clips, "gradient": gradient}
-        self._true = Propagation(dict(start))
-        self._judged = Propagation(dict(start))
+    """One walk with the true bounds, and behind a defect a second one as if it were repaired."""
+
+    def __init__(self, walk: Walk) -> None:
+        self.true = self.judged = walk
+        self.doubtful: set[int] = set()
+        self._graph = walk.graph
         self._diverged: set[int] = set()
         self._rules = {code: cls() for code, cls in CODES.items()}
         self._by_op: dict[str, DefectRule] = {
             op: rule for rule in self._rules.values() for op in rule.ops
         }
+        self._overflow = self._rules[_OVERFLOW_CODE]
         self._defects: dict[tuple[Any, ...], Defect] = {}
         self._flagged: set[int] = set()
 
@@ -76,69 +105,61 @@ class _Search:
     def _readers(self) -> Mapping[int, tuple[int, ...]]:
         return self._graph.consumers()
 
-    def run(self, nodes: Sequence[Node]) -> tuple[tuple[Defect, ...], Propagation]:
-        for node in nodes:
-            arguments = self._arguments(node, self._true)
-            true = transfer_node(self._graph, node, self._true, arguments=arguments)
-            self._store(self._true, node, true)
+    def run(self, steps: Sequence[Step]) -> tuple[Defect, ...]:
+        for step in steps:
+            node, diverged = step.node, self._diverged
+            arguments = self.true.operands(step)
+            true = self.true.outputs(step, arguments)
+            self.true.store(node, true)
             judged = true
-            if not self._diverged.isdisjoint(node.operands):
-                arguments = self._arguments(node, self._judged)
-                judged = transfer_node(self._graph, node, self._judged, arguments=arguments)
-            self._store(self._judged, node, self._judge(node, arguments, judged))
-            if judged is not true or self._judged_differs(node, true):
-                self._diverged.update(number for number in node.outputs if number is not None)
+            if diverged and not diverged.isdisjoint(node.operands):
+                arguments = self.judged.operands(step)
+                judged = self.judged.outputs(step, arguments)
+            after = self._judge(step, arguments, judged)
+            if self.judged is not self.true:
+                self.judged.store(node, after)
+                if after is not true:
+                    diverged.update(number for number in node.outputs if number is not None)
         ordered = sorted(self._defects.values(), key=lambda defect: defect.node)
-        return tuple(self._with_consequence(defect) for defect in ordered), self._true
+        return tuple(self._with_consequence(defect) for defect in ordered)
 
-    def _arguments(self, node: Node, known: Propagation) -> dict[str, Any]:
-        return operand_intervals(self._graph, node, known.intervals, **self._options)
-
-    @staticmethod
-    def _store(propagation: Propagation, node: Node, outputs: list[Interval]) -> None:
-        for number, interval in zip(node.outputs, outputs, strict=True):
-            if number is not None:
-                propagation.intervals[number] = interval
-
-    def _judged_differs(self, node: Node, true: list[Interval]) -> bool:
-        return any(
-            number is not None and self._judged.intervals[number] is not interval
-            for number, interval in zip(node.outputs, true, strict=True)
-        )
+    def _part(self) -> None:
+        """From here on the judged bounds are others than the true ones."""
+        if self.judged is self.true:
+            self.judged = self.true.branch()
 
     # --- judging ----------------------------------------------------------------------------
 
     def _judge(
-        self, node: Node, arguments: Mapping[str, Any], outputs: list[Interval]
+        self, step: Step, arguments: Mapping[str, Any], outputs: list[Interval]
     ) -> list[Interval]:
         """Reports the node if a rule objects; the outputs to go on with."""
-        if node.forward in self._flagged or not outputs or self._is_complex(node):
-            return outputs
+        node = step.node
         rule = self._rule(node)
+        if rule.is_about_result and all(item.is_finite for item in _looked_at(node, outputs)):
+            return outputs
+        if node.forward in self._flagged or not outputs or _is_complex(step):
+            return outputs
         problem = _first_problem(rule, node, arguments, outputs)
-        if problem is None or node in self._true.unknown:
+        if problem is None or node in self.true.known.unknown:
             return outputs
         if facts.is_guarded(self._graph, node, self._readers):
             return outputs
+        self._part()
         if rule.is_about_size:
             ordinary = {
                 name: value if self._is_gradient(node.arguments[name]) else _ordinary(value)
                 for name, value in arguments.items()
             }
-            tamed = transfer_node(self._graph, node, self._judged, arguments=ordinary)
+            tamed = self.judged.outputs(step, ordinary)
             problem = _first_problem(rule, node, ordinary, tamed)
             if problem is None:
                 # Sizes do not add up behind this operator: as if its operands were ordinary.
                 return [_moderate_part(output) for output in tamed]
+        if not self.true.known.loose.isdisjoint(node.operands):
+            self.doubtful.add(node.index)
         self._report(rule, node, problem)
-        return self._continued(node, problem, outputs)
-
-    def _is_complex(self, node: Node) -> bool:
-        """True if the result is complex: intervals do not bound those."""
-        return any(
-            number is not None and self._graph.values[number].dtype.is_complex
-            for number in node.outputs
-        )
+        return self._continued(step, problem, outputs)
 
     def _is_gradient(self, argument: Any) -> bool:
         """True for an upstream gradient, whose size is an option of the search."""
@@ -147,7 +168,7 @@ class _Search:
     def _rule(self, node: Node) -> DefectRule:
         if node.phase == "backward":
             return self._rules[_GRADIENT_CODE]
-        return self._by_op.get(node.op, self._rules[_OVERFLOW_CODE])
+        return self._by_op.get(node.op, self._overflow)
 
     def _report(self, rule: DefectRule, node: Node, problem: Problem) -> None:
         blamed, argument = node, problem.argument
@@ -156,9 +177,9 @@ class _Search:
             argument = _first_tensor(blamed) or argument
         ref = blamed.arguments.get(argument)
         operand = ref.value if isinstance(ref, Ref) else blamed.outputs[0] or 0
-        bounds = self._arguments(blamed, self._judged).get(argument)
+        bounds = self.judged.operands(step_of(self._graph, blamed)).get(argument)
         if not isinstance(bounds, Interval):
-            bounds = self._judged.intervals[operand]
+            bounds = self.judged.interval(operand)
         defect = Defect(
             code=rule.code,
             rule=type(rule).__name__,
@@ -179,18 +200,13 @@ class _Search:
         if known is None:
             self._defects[key] = defect
 
-    def _continued(self, node: Node, problem: Problem, outputs: list[Interval]) -> list[Interval]:
+    def _continued(self, step: Step, problem: Problem, outputs: list[Interval]) -> list[Interval]:
         """The outputs as they would be with the defect repaired."""
+        node = step.node
         ref = node.arguments.get(problem.argument)
         if problem.safe is not None and isinstance(ref, Ref) and node.phase == "forward":
             clip = {node.index: {facts.root(self._graph, ref.value): problem.safe}}
-            repaired = transfer_node(
-                self._graph,
-                node,
-                self._judged,
-                clips=clip,
-                gradient=self._options["gradient"],
-            )
+            repaired = self.judged.outputs(step, self.judged.operands(step, clip))
             if repaired[0].is_finite:
                 outputs = repaired
         return [_moderate_part(output) for output in outputs]
@@ -206,7 +222,7 @@ class _Search:
         reached = {
             number for number in self._graph.nodes[defect.node].outputs if number is not None
         }
-        was_nan = any(self._true.intervals[number].may_nan for number in reached)
+        was_nan = any(self.true.known.intervals[number].may_nan for number in reached)
         for node in self._graph.nodes[defect.node + 1 :]:
             if node.phase == "backward":
                 break
@@ -215,12 +231,12 @@ class _Search:
             outputs = {number for number in node.outputs if number is not None}
             reached |= outputs
             first = min(outputs, default=None)
-            if first is not None and not was_nan and self._true.intervals[first].may_nan:
+            if first is not None and not was_nan and self.true.known.intervals[first].may_nan:
                 expression = node.source.expression or node.op
                 into = ", and so does the loss" if self._reaches_loss(reached) else ""
                 return f"becomes NaN in `{expression}`{into}"
         if self._graph.loss in reached and self._graph.loss is not None:
-            loss = self._true.intervals[self._graph.loss]
+            loss = self.true.known.intervals[self._graph.loss]
             if not loss.is_finite:
                 return f"the loss becomes {'NaN or Inf' if loss.may_nan else 'Inf'}"
         return ""
@@ -237,9 +253,17 @@ def _first_problem(
     rule: DefectRule, node: Node, arguments: Mapping[str, Any], outputs: Sequence[Interval]
 ) -> Problem | None:
     """The rule's objection to the first output, or in a backward operator to any."""
-    judged = outputs if node.phase == "backward" else outputs[:1]
-    problems = (rule.check(node, arguments, output) for output in judged)
+    problems = (rule.check(node, arguments, output) for output in _looked_at(node, outputs))
     return next((problem for problem in problems if problem is not None), None)
+
+
+def _is_complex(step: Step) -> bool:
+    """True if the result is complex: intervals do not bound those."""
+    return any(value is not None and value.dtype.is_complex for value in step.outputs)
+
+
+def _looked_at(node: Node, outputs: Sequence[Interval]) -> Sequence[Interval]:
+    return outputs if node.phase == "backward" else outputs[:1]
 
 
 def _ordinary(argument: Any) -> Any:

@@ -40,6 +40,7 @@ class InfiniteGradient(DefectRule):
     code: ClassVar[str] = "RN106"
     ops: ClassVar[frozenset[str]] = frozenset()  # every backward operator
     is_about_size: ClassVar[bool] = True
+    is_about_result: ClassVar[bool] = True
 
     def check(self, node: Node, arguments: Mapping[str, Any], result: Interval) -> Problem | None:
         """Finite operands, a result that is not."""

@@ -37,6 +37,7 @@ class Overflow(DefectRule):
     code: ClassVar[str] = "RN107"
     ops: ClassVar[frozenset[str]] = frozenset()  # every operator without a rule of its own
     is_about_size: ClassVar[bool] = True
+    is_about_result: ClassVar[bool] = True
 
     def check(self, node: Node, arguments: Mapping[str, Any], result: Interval) -> Problem | None:
         """Finite operands, a result that is not."""

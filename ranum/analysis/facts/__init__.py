@@ -22,7 +22,12 @@ from ranum.analysis.facts.guards import is_guarded
 from ranum.analysis.graph import Graph, Node
 from ranum.analysis.interval import Interval
 
-__all__ = ["is_guarded", "refine", "root"]
+__all__ = ["has_facts", "is_guarded", "refine", "root"]
+
+
+def has_facts(op: str) -> bool:
+    """True if any fact is known for an operator."""
+    return op in FACTS
 
 
 def refine(graph: Graph, node: Node, intervals: Intervals, result: Interval) -> Interval:

@@ -21,6 +21,7 @@ from ranum.analysis.transfer import (
     recurrent,
     reduction,
     selection,
+    uniform,
     weight_norm,
 )
 from ranum.analysis.transfer.registry import Rule, rule_for, rules, transfer
@@ -48,5 +49,6 @@ __all__ = [
     "rules",
     "selection",
     "transfer",
+    "uniform",
     "weight_norm",
 ]

@@ -35,40 +35,59 @@ lost in a search over rows of nearly equal numbers (n up to 131072)."""
 # --- centred and scaled --------------------------------------------------------------------
 
 
-def _spread(
-    x: Box, count: int, eps: float, weight: Interval | None, unit: float
-) -> tuple[Box, Box]:
-    """(x - mean) / sqrt(var + eps) over `count` elements, and 1 / sqrt(var + eps).
+def normalized(
+    low: float,
+    high: float,
+    dtype: torch.dtype,
+    count: int,
+    eps: float,
+    scale: float,
+    unit: float,
+) -> tuple[float, float, float, bool]:
+    """Largest |x - mean| / sqrt(var + eps) over `count` elements, and 1 / sqrt(var + eps).
 
     Args:
-        x: The elements, merged to one block.
+        low: Smallest element.
+        high: Largest element.
+        dtype: Type that kernels accumulate in.
         count: Number of elements that share a mean.
         eps: Added to the variance.
-        weight: What the result will be multiplied with, maybe before the mean is taken off.
+        scale: Largest factor that the result is multiplied with, maybe before the mean is
+            taken off.
         unit: Unit of roundoff of the mean.
+
+    Returns:
+        The size, the least and the largest reciprocal root, and whether NaN is possible.
     """
-    dtype, peak = x.dtype, x.peak
+    peak = max(abs(low), abs(high))
     logarithm = math.log2(max(count, 1))
     root = _rsqrt(eps, dtype)
     off = _MEAN_ULPS * unit * peak
     drift = sum_error(count, dtype) * peak
-    half_width = (x.high - x.low) / 2 + off + drift
+    half_width = (high - low) / 2 + off + drift
     least = _rsqrt(half_width * half_width + eps, dtype)
-    exact = min(math.sqrt(max(count - 1, 0)), (x.high - x.low) * root)
+    exact = min(math.sqrt(max(count - 1, 0)), (high - low) * root)
     # A mean that drifts by d adds d^2 to the variance, so at most 1 to the quotient.
     exact = exact + min(drift * root, 1.0)
     size = exact * (1 + 8 * sum_error(logarithm, dtype) + 8 * unit) + off * root
     overflow = not peak < math.sqrt(largest(dtype) / max(count, 1)) / 4
-    scale = 1.0 if weight is None else Box.of(weight).peak
     overflow = overflow or not max(peak, 1.0) * min(root, 1e300) * scale < largest(dtype) / 4
-    may_nan = x.may_nan or overflow or root == math.inf
     least = 0.0 if overflow else least * max(1 - 64 * sum_error(count, dtype) - 4 * unit, 0.0)
     size = math.inf if overflow or math.isnan(size) or size > largest(dtype) else size
+    return size, least, root, overflow or root == math.inf
+
+
+def _spread(
+    x: Box, count: int, eps: float, weight: Interval | None, unit: float
+) -> tuple[Box, Box]:
+    """The quotient and the reciprocal root of `normalized`, for elements in one block."""
+    scale = 1.0 if weight is None else Box.of(weight).peak
+    size, least, root, lost = normalized(x.low, x.high, x.dtype, count, eps, scale, unit)
     z, rstd = (
         x.constant(-size, size),
-        x.constant(least, root).rounded(ulps=16 * unit / unit_roundoff(dtype)),
+        x.constant(least, root).rounded(ulps=16 * unit / unit_roundoff(x.dtype)),
     )
-    return z.with_nan(may_nan), rstd.with_nan(may_nan)
+    return z.with_nan(x.may_nan or lost), rstd.with_nan(x.may_nan or lost)
 
 
 def _rsqrt(value: float, dtype: torch.dtype) -> float:

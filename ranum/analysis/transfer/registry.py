@@ -10,12 +10,15 @@ result that torch can produce from elements inside the operands; it need not be 
     def log(x: Interval) -> Interval:
         '''Increasing on (0, inf); NaN below 0.'''
 
+An operator may have a second, much faster rule for the ordinary case of one finite pair of
+bounds per tensor: its *twin*, registered with `uniform`. See `transfer.uniform`.
+
 Families live in sibling files; importing `ranum.analysis.transfer` fills the table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -43,12 +46,37 @@ class Rule:
     phase: Literal["forward", "backward"]
 
     @property
+    def twin(self) -> Twin | None:
+        """The same on one finite pair of bounds per tensor, if there is one."""
+        return _TWINS.get(self.op)
+
+    @property
     def doc(self) -> str:
         """The mathematics: the function's docstring."""
         return self.function.__doc__ or ""
 
 
+@dataclass(frozen=True, slots=True)
+class Twin:
+    """A transfer function on one pair of bounds per tensor; see `transfer.uniform`.
+
+    Attributes:
+        function: Takes the outputs' values, then the arguments of the transfer function.
+        aside: Arguments that may have any bounds.
+        exact: Arguments that are given in full where their data is known.
+        hulls: True if operands with different bounds come out as their hull.
+        moves: True if it only moves elements; then blocks are moved too, not merged.
+    """
+
+    function: Function
+    aside: frozenset[str]
+    exact: frozenset[str]
+    hulls: bool
+    moves: bool
+
+
 _RULES: dict[str, Rule] = {}
+_TWINS: dict[str, Twin] = {}
 
 
 def transfer(
@@ -77,6 +105,32 @@ def transfer(
     return register
 
 
+def uniform(
+    *ops: str,
+    aside: Sequence[str] = (),
+    exact: Sequence[str] = (),
+    hulls: bool = False,
+    moves: bool = False,
+) -> Callable[[_F], _F]:
+    """Registers the twin of one or more transfer functions; options as in `Twin`.
+
+    Raises:
+        ArgumentError: If an operator already has a twin.
+    """
+
+    def register(function: _F) -> _F:
+        for op in ops:
+            if op in _TWINS:
+                raise ArgumentError(
+                    f"op {op!r} already has a twin, {_TWINS[op].function.__qualname__}; "
+                    "remove one of the two."
+                )
+            _TWINS[op] = Twin(function, frozenset(aside), frozenset(exact), hulls, moves)
+        return function
+
+    return register
+
+
 def rule_for(op: str) -> Rule | None:
     """The rule of an operator, or None if it is unknown."""
     return _RULES.get(op)
@@ -85,3 +139,8 @@ def rule_for(op: str) -> Rule | None:
 def rules() -> dict[str, Rule]:
     """A copy of the table."""
     return dict(_RULES)
+
+
+def twins() -> dict[str, Twin]:
+    """A copy of the table of twins."""
+    return dict(_TWINS)

@@ -74,6 +74,48 @@ def _log_softmax_backward_data(
 # --- normalisation -------------------------------------------------------------------------
 
 
+def norm_gradients(
+    grad: float,
+    x: float,
+    rstd: float,
+    weight: float,
+    dtype: torch.dtype,
+    count: int,
+    samples: int,
+    *,
+    expanded: bool,
+) -> tuple[float, float] | None:
+    """Sizes of the gradients for input and weight of a layer that centres and scales.
+
+    With |z| <= sqrt(n) and mean |z| <= 1 for the normalised z, the input's gradient
+    rstd (g - mean g - z mean(g z)) is at most rstd |g| (2 + sqrt(n)).
+
+    Args:
+        grad: Largest incoming gradient; all sizes are magnitudes.
+        x: Largest input.
+        rstd: Largest 1 / sqrt(var + eps) of it.
+        weight: Largest scale; 1 if there is none.
+        dtype: Type that kernels accumulate in.
+        count: Number of elements n that share a mean.
+        samples: Number of elements that share a weight.
+        expanded: True for kernels that expand the products, sum g x - mean sum g, and so
+            lose (|x| rstd)^2 units where the exact result is of order 1.
+
+    Returns:
+        None if something on the way may overflow.
+    """
+    size, error = grad * weight, sum_error(count + 32, dtype)
+    z = min(math.sqrt(count), 2 * x * rstd) * (1 + error) + 16 * error * x * rstd
+    loss = 8 * error * (1 + x * rstd) * (1 + x * rstd) if expanded else 0.0
+    to_x = rstd * size * (2 + z + z * min(z, 2.0) + loss) * (1 + 4 * error)
+    total = sum_error(samples + 32, dtype)
+    to_weight = samples * grad * (z + 8 * total * x * rstd) * (1 + 4 * total)
+    limit = largest(dtype)
+    intermediate = count * size * max(x, 1.0) * max(rstd, rstd * rstd * rstd)
+    fits = max(to_x, to_weight, intermediate) < limit / 4
+    return (to_x, to_weight) if fits and x < math.sqrt(limit / max(count, 1)) / 4 else None
+
+
 def _norm_backward(
     grad: Interval,
     x: Interval,
@@ -84,41 +126,17 @@ def _norm_backward(
     *,
     expanded: bool,
 ) -> tuple[Box, Box, Box]:
-    """Gradients for input, weight and bias of a layer that centres and scales, one block each.
-
-    With |z| <= sqrt(n) and mean |z| <= 1 for the normalised z, the input's gradient
-    rstd (g - mean g - z mean(g z)) is at most rstd |g| (2 + sqrt(n)).
-
-    Args:
-        grad: The incoming gradient.
-        x: The layer's input.
-        rstd: 1 / sqrt(var + eps) of it.
-        weight: Scale, if any.
-        count: Number of elements n that share a mean.
-        samples: Number of elements that share a weight.
-        expanded: True for kernels that expand the products, sum g x - mean sum g, and so
-            lose (|x| rstd)^2 units where the exact result is of order 1.
-    """
+    """Gradients for input, weight and bias, one block each; see `norm_gradients`."""
     g = Box.of(grad.merged()).merged()
-    size = g.peak * (1.0 if weight is None else Box.of(weight).peak)
-    scale, peak = Box.of(rstd).peak, Box.of(x).peak
-    error = sum_error(count + 32, g.dtype)
-    z = min(math.sqrt(count), 2 * peak * scale) * (1 + error) + 16 * error * peak * scale
-    loss = 8 * error * (1 + peak * scale) * (1 + peak * scale) if expanded else 0.0
-    to_x = scale * size * (2 + z + z * min(z, 2.0) + loss) * (1 + 4 * error)
-    total = sum_error(samples + 32, g.dtype)
-    to_weight = samples * g.peak * (z + 8 * total * peak * scale) * (1 + 4 * total)
-    limit = largest(g.dtype)
-    intermediate = count * size * max(peak, 1.0) * max(scale, scale * scale * scale)
-    lost = not (max(to_x, to_weight, intermediate) < limit / 4)
-    lost = lost or not peak < math.sqrt(limit / max(count, 1)) / 4
-    lost = lost or not (x.is_finite and rstd.is_finite and grad.is_finite)
-    lost = lost or (weight is not None and not weight.is_finite)
-    if lost:
+    scale = 1.0 if weight is None else Box.of(weight).peak
+    peaks = (g.peak, Box.of(x).peak, Box.of(rstd).peak, scale)
+    sizes = norm_gradients(*peaks, g.dtype, count, samples, expanded=expanded)
+    finite = x.is_finite and rstd.is_finite and grad.is_finite
+    if sizes is None or not finite or not (weight is None or weight.is_finite):
         top = g.constant(-math.inf, math.inf).with_nan()
         return top, top, top
-    to_bias = g.times(samples)
-    return g.constant(-to_x, to_x).rounded(), g.constant(-to_weight, to_weight).rounded(), to_bias
+    to_x, to_weight = (g.constant(-size, size).rounded() for size in sizes)
+    return to_x, to_weight, g.times(samples)
 
 
 def _masked(
