@@ -18,7 +18,7 @@ from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from ranum._untouched import untouched
@@ -84,7 +84,9 @@ class Batches:
         convert: Applied to every batch: brings it to the device, say.
         batches: Read at most.
         seconds: Spent at most, wall clock.
-        is_careful: Leave data unread that cannot be read without a trace, or only slowly.
+        is_careful: Leave data unread that cannot be read without a trace, or only slowly, or
+            that raises.
+        model: A module whose hooks `convert` runs; put back as it was.
     """
 
     data: Any
@@ -92,6 +94,7 @@ class Batches:
     batches: int = BATCHES
     seconds: float = SECONDS
     is_careful: bool = False
+    model: nn.Module | None = None
 
     @staticmethod
     def of(data: Any) -> Batches:
@@ -115,7 +118,7 @@ class Batches:
 
     def __iter__(self) -> Iterator[Any]:
         started = time.monotonic()
-        with _unnoticed(self.data), torch.no_grad():
+        with _unnoticed(self.data, self.model), torch.no_grad():
             for batch in islice(self._raw(), self.batches):
                 yield batch if self.convert is None else self.convert(batch)
                 if time.monotonic() - started > self.seconds:
@@ -136,7 +139,7 @@ class Batches:
     def _raw(self) -> Iterator[Any]:
         loader = self.data
         if not isinstance(loader, DataLoader):
-            return iter(() if self.is_careful and not isinstance(loader, list | tuple) else loader)
+            return iter(() if self.is_careful else loader)
         if isinstance(loader.dataset, IterableDataset):
             # Iterating it may use up what it reads from.
             return iter(()) if self.is_careful else iter(loader)
@@ -165,16 +168,23 @@ def scan(
     wanted = set(expected)
     seen: dict[str, Seen] = {}
     count = 0
-    with _reading():
-        for batch in data:
-            count += 1
-            for name, tensor in arguments(batch).items():
-                if name in wanted and tensor.numel() and not tensor.is_complex():
-                    found = Seen.of(tensor)
-                    seen[name] = seen[name] | found if name in seen else found
-    if not count and not data.is_careful:
+    try:
+        with _reading():
+            for batch in data:
+                count += 1
+                for name, tensor in arguments(batch).items():
+                    if name in wanted and tensor.numel() and not tensor.is_complex():
+                        found = Seen.of(tensor)
+                        seen[name] = seen[name] | found if name in seen else found
+    except CaptureError:
+        if not data.is_careful:
+            raise
+        return Scan(seen={}, batches=0)
+    if data.is_careful and not seen:
+        return Scan(seen={}, batches=0)
+    if not count:
         raise ArgumentError("data must hold at least one batch; it is empty.")
-    if count and wanted and not seen:
+    if wanted and not seen:
         raise ArgumentError(
             f"data's batches must be like the example's, with {', '.join(sorted(wanted))}; "
             "they hold none of these tensors."
@@ -232,10 +242,10 @@ def _twin(loader: DataLoader[Any], indices: list[Any]) -> DataLoader[Any]:
 
 
 @contextmanager
-def _unnoticed(data: Any) -> Iterator[None]:
+def _unnoticed(data: Any, model: nn.Module | None) -> Iterator[None]:
     """Puts random numbers back, global ones and those that a dataset or a sampler holds."""
     with ExitStack() as stack:
-        stack.enter_context(untouched(None))
+        stack.enter_context(untouched(model))
         for generator in _generators(data):
             stack.callback(*_restoring(generator))
         yield

@@ -20,6 +20,7 @@ from ranum.analysis.analyze import analyze
 from ranum.analysis.capture.program import Program
 from ranum.analysis.confirm import confirm_all
 from ranum.analysis.result import Analysis
+from ranum.analysis.scan import Batches
 from ranum.errors import ArgumentError, CaptureError, MissingExtraError, RanumWarning
 from ranum.guards.guard import Decision
 from ranum.guards.recovery import Fault
@@ -106,11 +107,19 @@ class Session:
 
     # --- before training --------------------------------------------------------------------
 
-    def analyze(self, program: Callable[[], Program], *, confirm_seconds: float) -> None:
-        """Analyses the first real step, tries to confirm what it finds, and shows it."""
+    def analyze(
+        self, program: Callable[[], Program], *, confirm_seconds: float, data: Batches | None = None
+    ) -> None:
+        """Analyses the first real step, tries to confirm what it finds, and shows it.
+
+        Args:
+            program: Makes the step.
+            confirm_seconds: Time for proving defects, wall clock; 0 proves none.
+            data: Batches like the first, to widen the ranges of the inputs.
+        """
         with self.contained("the analysis"):
             try:
-                analysis = analyze(program())
+                analysis = analyze(program(), data=data)
             except CaptureError as error:
                 if self._strict:
                     raise
