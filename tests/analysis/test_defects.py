@@ -54,6 +54,19 @@ BROKEN = {
     "RN105 zero base": Program(lambda x: ((x * x) ** -1.5).sum()),
     "RN106 sqrt at 0": Program(lambda x: torch.sqrt(((x @ WEIGHT) ** 2).sum(-1)).sum()),
     "RN106 fractional power": Program(lambda x: ((x @ WEIGHT).abs() ** 0.5).sum()),
+    "RN101 xlogy": Program(lambda x: torch.xlogy(one_hot(), torch.sigmoid(x)).mean()),
+    "RN101 logit": Program(lambda x: torch.logit(torch.sigmoid(x)).mean()),
+    "RN101 logit, eps below the resolution": Program(
+        lambda x: torch.logit(torch.sigmoid(x), eps=1e-9).mean()
+    ),
+    "RN103 remainder": Program(lambda x: torch.remainder(1.0, x).mean()),
+    "RN103 fmod": Program(lambda x: torch.fmod(x, x.round()).mean()),
+    "RN108 acos": Program(lambda x: torch.acos(x / 100).mean()),
+    "RN108 asin by rounding": Program(lambda x: torch.asin(F.normalize(x, dim=-1)).mean()),
+    "RN108 acosh": Program(lambda x: torch.acosh(x).mean()),
+    "RN108 atanh": Program(lambda x: torch.atanh(torch.tanh(x)).mean()),
+    "RN108 erfinv": Program(lambda x: torch.erfinv(torch.tanh(x)).mean()),
+    "RN108 tan": Program(lambda x: torch.tan(x).mean()),
     "RN107 half precision square": Program(
         lambda x: ((x @ WEIGHT).half() * 1000).pow(1).sum(), {"x": (-2000.0, 2000.0)}
     ),
@@ -88,6 +101,14 @@ HEALTHY = {
     "RN105 positive base": Program(lambda x: ((x * x + 1e-4) ** 0.5).sum()),
     "RN105 square": Program(lambda x: (x**2).sum()),
     "RN106 sqrt with eps": Program(lambda x: torch.sqrt(((x @ WEIGHT) ** 2).sum(-1) + 1e-8).sum()),
+    "RN101 xlogy of a clamped probability": Program(
+        lambda x: torch.xlogy(one_hot(), torch.sigmoid(x).clamp(min=1e-6)).mean()
+    ),
+    "RN101 logit with eps": Program(lambda x: torch.logit(torch.sigmoid(x), eps=1e-6).mean()),
+    "RN103 remainder of a constant": Program(lambda x: torch.remainder(x, 3.0).mean()),
+    "RN108 atan2": Program(lambda x: torch.atan2(x, x.abs() + 1).mean()),
+    "RN108 clamped": Program(lambda x: torch.atanh(torch.tanh(x).clamp(-0.999, 0.999)).mean()),
+    "RN108 tan between two poles": Program(lambda x: torch.tan(torch.tanh(x)).mean()),
     "RN107 layer norm": Program(lambda x: F.layer_norm(x @ WEIGHT, (6,)).sum()),
 }
 

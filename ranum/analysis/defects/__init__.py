@@ -4,6 +4,7 @@ from ranum.analysis.defects.base import CODES, DefectRule, Problem, defect_rule
 from ranum.analysis.defects.division import DivisionByZero
 from ranum.analysis.defects.exponential import ExpOverflow
 from ranum.analysis.defects.find import find_defects
+from ranum.analysis.defects.function import FunctionDomain
 from ranum.analysis.defects.gradient import InfiniteGradient
 from ranum.analysis.defects.logarithm import LogDomain
 from ranum.analysis.defects.overflow import Overflow
@@ -15,6 +16,7 @@ __all__ = [
     "DefectRule",
     "DivisionByZero",
     "ExpOverflow",
+    "FunctionDomain",
     "InfiniteGradient",
     "LogDomain",
     "Overflow",

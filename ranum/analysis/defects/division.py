@@ -17,14 +17,22 @@ from ranum.analysis.defects.base import (
 from ranum.analysis.graph import Node
 from ranum.analysis.interval import Interval
 
+_DENOMINATORS = {
+    "div": "other",
+    "reciprocal": "x",
+    "addcdiv": "tensor2",
+    "remainder": "other",
+    "fmod": "other",
+}
+
 
 @defect_rule
 @dataclass(frozen=True)
 class DivisionByZero(DefectRule):
     """A division whose denominator can be zero.
 
-    What it finds: `div`, `reciprocal` and `addcdiv` with a denominator whose interval holds
-    0, and constant denominators that are 0.
+    What it finds: `div`, `reciprocal`, `addcdiv`, `remainder` and `fmod` with a denominator
+    whose interval holds 0, and constant denominators that are 0.
 
     Why it matters: 1/0 is infinite, 0/0 is NaN: means over an empty mask, norms of a zero
     vector, a softmax written by hand whose terms all underflow.
@@ -42,11 +50,11 @@ class DivisionByZero(DefectRule):
     """
 
     code: ClassVar[str] = "RN103"
-    ops: ClassVar[frozenset[str]] = frozenset({"div", "reciprocal", "addcdiv"})
+    ops: ClassVar[frozenset[str]] = frozenset(_DENOMINATORS)
 
     def check(self, node: Node, arguments: Mapping[str, Any], result: Interval) -> Problem | None:
         """The denominator's interval holds 0."""
-        name = {"div": "other", "reciprocal": "x", "addcdiv": "tensor2"}[node.op]
+        name = _DENOMINATORS[node.op]
         denominator = arguments[name]
         if not result.dtype.is_floating_point:
             return None
@@ -56,8 +64,13 @@ class DivisionByZero(DefectRule):
                 return None
         elif lower != 0:
             return None
-        numerator = arguments.get("x" if node.op == "div" else "tensor1", 1.0)
+        numerator = (
+            1.0
+            if node.op == "reciprocal"
+            else arguments.get("tensor1" if node.op == "addcdiv" else "x", 1.0)
+        )
         low, high = number_or_interval(numerator)
+        is_modulo = node.op in ("remainder", "fmod")
         nan = low <= 0 <= high
         outcome = "Inf at 0, NaN for 0/0" if nan else "Inf at 0"
         info = torch.finfo(result.dtype)
@@ -71,7 +84,7 @@ class DivisionByZero(DefectRule):
         return Problem(
             argument=name,
             bad=f"{name} = 0",
-            outcome=outcome,
+            outcome="NaN at 0" if is_modulo else outcome,
             safe=safe,
             remedy="keep the denominator away from 0: clamp a count at 1, add eps to a norm",
         )

@@ -13,6 +13,7 @@ from ranum.analysis.defects.base import (
     Problem,
     defect_rule,
     is_float,
+    number_or_interval,
     smallest_positive,
 )
 from ranum.analysis.graph import Node
@@ -24,10 +25,11 @@ from ranum.analysis.interval import Interval
 class LogDomain(DefectRule):
     """A logarithm whose operand can be zero or negative.
 
-    What it finds: `log`, `log2`, `log10` of an operand whose interval reaches 0 or below, and
-    `log1p` of one that reaches -1 or below. Probabilities from `softmax` and `sigmoid` are in
-    this set: in float32 a softmax underflows to exactly 0 once a logit lies 104 below the
-    largest one.
+    What it finds: `log`, `log2`, `log10` and the second operand of `xlogy` where the
+    interval reaches 0 or below, `log1p` where it reaches -1 or below, and `logit` where it
+    reaches 0 or 1. Probabilities from `softmax` and `sigmoid` are in this set: in float32 a
+    softmax underflows to exactly 0 once a logit lies 104 below the largest one, and a sigmoid
+    rounds to exactly 1 from 16.6 on.
 
     Why it matters: log(0) is -inf; multiplied by a 0 from a one-hot label it is NaN, and the
     gradient 1/0 is infinite even where the value is masked out. One such sample destroys all
@@ -50,12 +52,15 @@ class LogDomain(DefectRule):
     """
 
     code: ClassVar[str] = "RN101"
-    ops: ClassVar[frozenset[str]] = frozenset({"log", "log2", "log10", "log1p"})
+    ops: ClassVar[frozenset[str]] = frozenset({"log", "log2", "log10", "log1p", "xlogy", "logit"})
 
     def check(self, node: Node, arguments: Mapping[str, Any], result: Interval) -> Problem | None:
         """The operand reaches the edge of the domain."""
-        x = arguments["x"]
-        if not is_float(x):
+        if node.op == "logit":
+            return _logit(arguments["x"], arguments.get("eps"))
+        name = "other" if node.op == "xlogy" else "x"
+        x = arguments[name]
+        if not is_float(x) or (node.op == "xlogy" and number_or_interval(arguments["x"]) == (0, 0)):
             return None
         edge = -1.0 if node.op == "log1p" else 0.0
         if x.low > edge:
@@ -65,7 +70,7 @@ class LogDomain(DefectRule):
         if node.op == "log1p":
             least = -1.0 + torch.finfo(x.dtype).eps / 2
         return Problem(
-            argument="x",
+            argument=name,
             bad=f"x <= {edge:g}" if x.low < edge else f"x = {edge:g}",
             outcome=outcome,
             safe=(least, torch.finfo(x.dtype).max),
@@ -74,3 +79,24 @@ class LogDomain(DefectRule):
                 "probability; a clamp with a small positive minimum otherwise"
             ),
         )
+
+
+def _logit(x: Any, eps: float | None) -> Problem | None:
+    """Log(x / (1 - x)): infinite at 0 and 1; `eps`, if given, clamps to [eps, 1 - eps]."""
+    if not is_float(x):
+        return None
+    info = torch.finfo(x.dtype)
+    low, high = x.low, x.high
+    if eps is not None:
+        top = float(torch.tensor(1 - eps, dtype=x.dtype))
+        low, high = max(low, float(torch.tensor(eps, dtype=x.dtype))), min(high, top)
+    if low > 0 and high < 1:
+        return None
+    beyond = ", NaN beyond" if low < 0 or high > 1 else ""
+    return Problem(
+        argument="x",
+        bad="x <= 0 or x >= 1",
+        outcome="-Inf at 0, Inf at 1" + beyond,
+        safe=(smallest_positive(x.dtype), 1 - info.eps / 2),
+        remedy="keep the logits the probability was made from; or give `eps`, 1e-6 in float32",
+    )
