@@ -206,7 +206,8 @@ def _detr_options() -> dict[str, Any]:
     }  # fmt: skip
 
 
-add(Case("DETR", lambda: _detection("DetrForObjectDetection", _detr_options(), 64)))
+_DETR = "DetrForObjectDetection"
+add(Case("DETR", lambda: _detection(_DETR, _detr_options(), 64), half=False))  # no cdist there
 
 _REAL: dict[str, tuple[str, dict[str, Any]]] = {
     "ResNet-50": ("ResNetForImageClassification", {}),

@@ -56,7 +56,27 @@ def guarded_unit_by_where(x: Tensor) -> Tensor:
     return torch.where(norm > 0, x / norm, 0.5)
 
 
+def attention(x: Tensor) -> Tensor:
+    weights = (x.unsqueeze(-1) * x.unsqueeze(-2)).softmax(-1)
+    return weights @ x.clamp(2.0, 3.0).unsqueeze(-1).expand(*x.shape, 5)
+
+
+def attention_with_dropout(x: Tensor) -> Tensor:
+    weights = F.dropout((x.unsqueeze(-1) * x.unsqueeze(-2)).softmax(-1), 0.5)
+    return weights @ x.clamp(2.0, 3.0).unsqueeze(-1).expand(*x.shape, 5)
+
+
+def attention_by_hand(x: Tensor) -> Tensor:
+    logits = x.unsqueeze(-1) * x.unsqueeze(-2) / 100
+    weights = (logits - logits.amax(-1, keepdim=True)).exp()
+    weights = weights / weights.sum(-1, keepdim=True)
+    return weights @ x.clamp(2.0, 3.0).unsqueeze(-1).expand(*x.shape, 5)
+
+
 FACTS = {
+    attention: (1.9, 3.1),
+    attention_with_dropout: (-0.1, 6.1),
+    attention_by_hand: (1.9, 3.1),
     below_maximum: (-2e4, 0),
     below_logsumexp: (-3e4, 0),
     sinking_sum: (-3e5, 0),
@@ -99,6 +119,9 @@ def test_a_fact_holds_in_floating_point(function, dtype):
 
 
 LOOKALIKES = {
+    "weights of another dimension": lambda x: (
+        1 / (x.unsqueeze(-1).expand(4, N, N).softmax(-2) @ x.clamp(2.0, 3.0).unsqueeze(-1))
+    ),
     "maximum of others": lambda x: (x - torch.maximum(x + 1, 2 * x)).exp(),
     "running sum of both signs": lambda x: (x.cumsum(-1)[..., -1:] - x.cumsum(-1)).exp(),
     "first running sum": lambda x: (

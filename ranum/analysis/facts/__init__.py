@@ -10,6 +10,7 @@ Families live in sibling files, which are imported here to fill the table.
 from __future__ import annotations
 
 from ranum.analysis.facts import (  # noqa: F401 - they fill the table
+    attention,
     differences,
     guards,
     norms,

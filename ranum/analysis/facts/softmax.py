@@ -75,18 +75,33 @@ def _sum_of_shifted(graph: Graph, node: Node, intervals: Intervals, result: Inte
 @fact("div")
 def _part_of_whole(graph: Graph, node: Node, intervals: Intervals, result: Interval) -> Interval:
     """E / sum(e) lies in [0, 1] for e >= 0 with a positive sum."""
+    dims = share_dims(graph, node, intervals)
+    part = operand_of(graph, node, "x")
+    if dims is None or part is None:
+        return result
+    terms = count_over(graph.values[part].shape, dims)
+    slack = gamma(terms, result.dtype) + unit_roundoff(result.dtype)
+    return result.with_nan(False).intersect(0.0, 1.0 + slack)
+
+
+def share_dims(graph: Graph, node: Node, intervals: Intervals) -> tuple[int, ...] | None:
+    """Dimensions over which the shares that a node computes add up to 1.
+
+    A softmax, or e / sum(e) for e >= 0 with a positive sum; None for anything else.
+    """
+    if node.op == "_softmax":
+        x = operand_of(graph, node, "x")
+        return None if x is None else (node.arguments["dim"] % len(graph.values[x].shape),)
+    if node.op != "div":
+        return None
     part, whole = operand_of(graph, node, "x"), operand_of(graph, node, "other")
     if part is None or whole is None or intervals[part].low < 0 or intervals[whole].low <= 0:
-        return result
+        return None
     total = made_by(graph, whole, "sum", through=SAME_ELEMENTS)
     if total is None or operand_of(graph, total, "x") != part:
-        return result
-    shape = graph.values[part].shape
-    dims = reduced_dims(total, len(shape))
-    if not aligned(graph, whole, part, dims) or not intervals[whole].is_finite:
-        return result
-    slack = gamma(count_over(shape, dims), result.dtype) + unit_roundoff(result.dtype)
-    return result.with_nan(False).intersect(0.0, 1.0 + slack)
+        return None
+    dims = reduced_dims(total, len(graph.values[part].shape))
+    return dims if aligned(graph, whole, part, dims) and intervals[whole].is_finite else None
 
 
 @fact("sum")
