@@ -92,6 +92,50 @@ def _shared_out(
     return for_first, for_second
 
 
+class MultiplyNoNan(torch.autograd.Function):
+    """X y, 0 where y = 0; the gradients are such products too."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
+        """X and y broadcast against each other."""
+        ctx.save_for_backward(x, y)
+        return multiplied(x, y)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Gradients of x and y."""
+        x, y = ctx.saved_tensors
+        for_x = for_y = None
+        if ctx.needs_input_grad[0]:
+            for_x = summed_to(multiplied(gradient, y), x.shape)
+        if ctx.needs_input_grad[1]:
+            for_y = summed_to(multiplied(x, gradient), y.shape)
+        return for_x, for_y
+
+
+def multiplied(x: Tensor, y: Tensor) -> Tensor:
+    """X y, and 0 where y = 0 whatever x is."""
+    product = x * y
+    return torch.where(y == 0, torch.zeros_like(product), product)
+
+
+class Angle(torch.autograd.Function):
+    """atan2(y, x), whose gradient at the origin is NaN."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, x: Tensor) -> Tensor:
+        """Y and x broadcast against each other."""
+        ctx.save_for_backward(y, x)
+        return torch.atan2(y, x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of y and x."""
+        y, x = ctx.saved_tensors
+        share = gradient / (y * y + x * x)
+        return summed_to(x * share, y.shape), summed_to(-y * share, x.shape)
+
+
 class XLogY(torch.autograd.Function):
     """X log(y), 0 where x = 0; dx = log(y) where x is not 0, else 0; dy = x / y, 0 where x = 0."""
 

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from ranum.analysis.capture.tensorflow.gradients import (
+    Angle,
     GuardedPower,
     Maximum,
     Minimum,
+    MultiplyNoNan,
     XDividedByY,
     XLogY,
     applied,
@@ -77,8 +79,7 @@ def divide_no_nan(call: Call, x: Tensor, y: Tensor) -> Tensor:
 
 def multiply_no_nan(call: Call, x: Tensor, y: Tensor) -> Tensor:
     """X y, and 0 where y = 0 whatever x is."""
-    product = x * y
-    return torch.where(y == 0, torch.zeros_like(product), product)
+    return applied(MultiplyNoNan, x, y)
 
 
 def power(call: Call, x: Tensor, y: Tensor) -> Tensor:
@@ -212,7 +213,7 @@ LOWERINGS: dict[str, Callable[..., Any]] = {
     "Asin": _unary(torch.asin),
     "Asinh": _unary(torch.asinh),
     "Atan": _unary(torch.atan),
-    "Atan2": _binary(torch.atan2),
+    "Atan2": _binary(lambda y, x: applied(Angle, y, x)),
     "Atanh": _unary(torch.atanh),
     "BesselI0": _unary(torch.special.i0),
     "BesselI0e": _unary(torch.special.i0e),

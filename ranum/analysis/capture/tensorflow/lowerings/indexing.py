@@ -69,7 +69,7 @@ def scatter_sub(call: Call, x: Tensor, indices: Tensor, updates: Tensor) -> Tens
 
 def strided_slice(call: Call, x: Tensor, begin: Tensor, end: Tensor, strides: Tensor) -> Tensor:
     """Python slicing, with the bits of TensorFlow's masks in place of missing ends."""
-    return x[_selection(call, x, begin, end, strides)] if x.dim() else _zero_d(call, x, begin)
+    return _sliced(call, x, begin, end, strides) if x.dim() else _zero_d(call, x, begin)
 
 
 def _zero_d(call: Call, x: Tensor, begin: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ def _zero_d(call: Call, x: Tensor, begin: Tensor) -> Tensor:
     return x
 
 
-def _selection(call: Call, x: Tensor, begin: Tensor, end: Tensor, strides: Tensor) -> Any:
+def _sliced(call: Call, x: Tensor, begin: Tensor, end: Tensor, strides: Tensor) -> Tensor:
     masks = {
         name: call.get(f"{name}_mask", 0)
         for name in ("begin", "end", "ellipsis", "new_axis", "shrink_axis")
@@ -108,15 +108,23 @@ def _selection(call: Call, x: Tensor, begin: Tensor, end: Tensor, strides: Tenso
         else:
             first = None if is_set("begin") else start
             last = None if is_set("end") else stop
-            selection.append(_slice(x.shape[dim], first, last, step))
+            if step > 0:
+                selection.append(slice(first, last, step))
+            else:
+                x = _backwards(x, dim, slice(first, last, step))
+                selection.append(slice(None))
             dim += 1
-    return tuple(selection)
+    return x[tuple(selection)]
 
 
-def _slice(length: int, start: int | None, stop: int | None, step: int) -> Any:
-    if step > 0:
-        return slice(start, stop, step)
-    return torch.arange(*slice(start, stop, step).indices(length))  # torch has no negative steps
+def _backwards(x: Tensor, dim: int, part: slice) -> Tensor:
+    """A slice with a negative step, which torch does not have."""
+    places = range(*part.indices(x.shape[dim]))
+    if not places:
+        return x.narrow(dim, 0, 0)
+    kept = x.narrow(dim, places[-1], places[0] - places[-1] + 1)
+    forwards = [slice(None)] * dim + [slice(None, None, -part.step)]
+    return kept[tuple(forwards)].flip(dim)
 
 
 def strided_slice_gradient(
@@ -126,7 +134,7 @@ def strided_slice_gradient(
     target = torch.zeros(integers(sizes), dtype=gradient.dtype)
     count = target.numel()
     places = torch.arange(count).reshape(target.shape)
-    chosen = places[_selection(call, places, begin, end, strides)].reshape(-1)
+    chosen = _sliced(call, places, begin, end, strides).reshape(-1)
     flat = target.reshape(-1).index_put((chosen,), gradient.reshape(-1))
     return flat.reshape(target.shape)
 

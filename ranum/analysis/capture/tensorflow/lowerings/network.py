@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -187,45 +187,37 @@ def local_response_norm(call: Call, x: Tensor) -> Tensor:
 
 def max_pool(call: Call, x: Tensor) -> Tensor:
     """The largest element of each window; padding never wins."""
-    pooled = _max_pool(x=to_torch(call, x), call=call)
-    return from_torch(call, pooled)
+    x = to_torch(call, x)
+    function: Callable[..., Tensor] = {2: F.max_pool2d, 3: F.max_pool3d}[x.dim() - 2]
+    return from_torch(call, _pool(call, x, function))
 
 
-def _max_pool(call: Call, x: Tensor) -> Tensor:
+def _pool(call: Call, x: Tensor, function: Callable[..., Tensor], **options: Any) -> Tensor:
+    """Windows over x `[N, C, ...]`; torch's padding is not counted.
+
+    torch pads alike on both sides. One element more behind is had by rounding the number of
+    windows up or, where windows move by one, by padding more in front and dropping the first.
+    """
     kernel, strides = spatial(call, call["ksize"]), spatial(call, call["strides"])
     sides = paddings(call, x.shape[2:], kernel, strides)
-    if _fits(sides, kernel):
-        margin, ceil = [before for before, _ in sides], call["padding"] == "SAME"
-    else:
-        x = pad_by(x, [(0, 0), (0, 0), *sides], torch.finfo(x.dtype).min)
-        margin, ceil = [0] * len(kernel), False
-    function: Callable[..., Tensor] = {2: F.max_pool2d, 3: F.max_pool3d}[len(kernel)]
-    return function(x, kernel, strides, margin, ceil_mode=ceil)
-
-
-def _fits(sides: Sequence[tuple[int, int]], kernel: Sequence[int]) -> bool:
-    """True if torch can pad so itself: alike on both sides, or one more behind."""
-    return all(
-        before <= behind <= before + 1 and 2 * before <= size
-        for (before, behind), size in zip(sides, kernel, strict=True)
-    )
+    margin, drop = [], []
+    for (before, behind), stride in zip(sides, strides, strict=True):
+        more = stride == 1 and behind > before
+        margin.append(behind if more else before)
+        drop.append(behind - before if more else 0)
+    ceil = call["padding"] == "SAME"
+    pooled = function(x, kernel, strides, margin, ceil_mode=ceil, **options)
+    for dim, extra in enumerate(drop, start=2):
+        if extra:
+            pooled = pooled.narrow(dim, extra, pooled.shape[dim] - extra)
+    return pooled
 
 
 def average_pool(call: Call, x: Tensor) -> Tensor:
     """The mean of each window, without the padding."""
     x = to_torch(call, x)
-    kernel, strides = spatial(call, call["ksize"]), spatial(call, call["strides"])
-    sides = paddings(call, x.shape[2:], kernel, strides)
-    function: Callable[..., Tensor] = {2: F.avg_pool2d, 3: F.avg_pool3d}[len(kernel)]
-    pooled = function(
-        x,
-        kernel,
-        strides,
-        [before for before, _ in sides],
-        ceil_mode=call["padding"] == "SAME",
-        count_include_pad=False,
-    )
-    return from_torch(call, pooled)
+    function: Callable[..., Tensor] = {2: F.avg_pool2d, 3: F.avg_pool3d}[x.dim() - 2]
+    return from_torch(call, _pool(call, x, function, count_include_pad=False))
 
 
 LOWERINGS: dict[str, Callable[..., Any]] = {

@@ -62,6 +62,12 @@ def _any(x: Tensor, dims: list[int], keep: bool) -> Tensor:
     return torch.any(x, dim=tuple(dims), keepdim=keep)
 
 
+def euclidean_norm(call: Call, x: Tensor, axes: Tensor) -> Tensor:
+    """sqrt(Σ x²); |x| over no dimension."""
+    dims = _dims(x, axes)
+    return _norm(x, dims, bool(call.get("keep_dims", False))) if dims else x.abs()
+
+
 def _norm(x: Tensor, dims: list[int], keep: bool) -> Tensor:
     norm = applied(EuclideanNorm, x, dims)
     return norm if keep else norm.squeeze(dims)
@@ -168,7 +174,7 @@ LOWERINGS: dict[str, Callable[..., Any]] = {
     "Cumsum": prefix(torch.cumsum, 0.0),
     "CumulativeLogsumexp": prefix(torch.logcumsumexp, float("-inf")),
     "DenseBincount": count_bins,
-    "EuclideanNorm": reduction(_norm),
+    "EuclideanNorm": euclidean_norm,
     "InTopKV2": in_top,
     "L2Loss": l2_loss,
     "Max": reduction(_max),

@@ -150,10 +150,8 @@ def broadcast_gradient(call: Call, first: Tensor, second: Tensor) -> tuple[Tenso
     sizes = [integers(first), integers(second)]
     most = max(len(one) for one in sizes)
     padded = [[1] * (most - len(one)) + one for one in sizes]
-    whole = [max(pair) for pair in zip(*padded, strict=True)]
     reduced = [
-        [dim for dim in range(most) if own[dim] == 1 and (whole[dim] != 1 or dim < most - length)]
-        for own, length in zip(padded, map(len, sizes), strict=True)
+        [dim for dim in range(most) if own[dim] == 1 and sizes[0] != sizes[1]] for own in padded
     ]
     return tuple(torch.tensor(dims, dtype=first.dtype) for dims in reduced)  # type: ignore[return-value]
 
