@@ -228,6 +228,20 @@ class SoftmaxCrossEntropy(torch.autograd.Function):
         return for_logits, for_labels
 
 
+class Reread(torch.autograd.Function):
+    """What a variable holds after an assignment; the gradient is the variable's."""
+
+    @staticmethod
+    def forward(ctx: Any, variable: Tensor, value: Tensor) -> Tensor:
+        """Any shape; the variable gives no value."""
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """The gradient of the variable."""
+        return gradient, None
+
+
 class EuclideanNorm(torch.autograd.Function):
     """sqrt(Σ x²) over some dimensions, kept; dx = x / (norm / upstream), NaN at 0."""
 

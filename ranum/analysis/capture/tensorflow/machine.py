@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from ranum.analysis.capture.tensorflow.function import ARGUMENT, Function, Operation
+from ranum.analysis.capture.tensorflow.gradients import Reread, applied
 from ranum.errors import ArgumentError
 from ranum.source import Source, located
 
@@ -24,11 +25,26 @@ LOOP_LIMIT = 100_000
 
 
 class Variable:
-    """A TensorFlow variable while a step runs: the tensor it holds now."""
+    """A TensorFlow variable while a step runs.
+
+    Attributes:
+        name: Layer path and name.
+        tensor: What it holds now.
+    """
 
     def __init__(self, name: str, tensor: Any) -> None:
         self.name = name
         self.tensor = tensor
+        self._first = tensor
+
+    def assign(self, value: Any) -> None:
+        """Another value, for the rest of the step.
+
+        As in TensorFlow, gradients of later reads are the variable's and stop there.
+        """
+        value = value.detach() if isinstance(value, Tensor) else value
+        trained = isinstance(self._first, Tensor) and self._first.requires_grad
+        self.tensor = applied(Reread, self._first, value) if trained else value
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,19 +35,19 @@ def read(call: Call, variable: Variable) -> Any:
 
 def assign(call: Call, variable: Variable, value: Tensor) -> tuple[Any, ...]:
     """Another value, for the rest of the step."""
-    variable.tensor = value
+    variable.assign(value)
     return ()
 
 
 def assign_add(call: Call, variable: Variable, value: Tensor) -> tuple[Any, ...]:
     """A value added, for the rest of the step."""
-    variable.tensor = variable.tensor.detach() + value
+    variable.assign(variable.tensor.detach() + value)
     return ()
 
 
 def assign_sub(call: Call, variable: Variable, value: Tensor) -> tuple[Any, ...]:
     """A value taken away, for the rest of the step."""
-    variable.tensor = variable.tensor.detach() - value
+    variable.assign(variable.tensor.detach() - value)
     return ()
 
 
