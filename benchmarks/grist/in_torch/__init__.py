@@ -1,0 +1,1 @@
+"""The 22 cases that were written in PyTorch."""
