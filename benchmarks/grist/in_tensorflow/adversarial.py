@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -25,13 +26,13 @@ def _layers(weights: Weights, name: str, sizes: list[int]) -> list[tuple[Any, An
             weights.truncated(f"{name}{number}", (m, n), 0.02),
             weights.constant(f"{name}{number}_bias", (n,)),
         )
-        for number, (m, n) in enumerate(zip(sizes, sizes[1:], strict=False), 1)
+        for number, (m, n) in enumerate(pairwise(sizes), 1)
     ]
 
 
 @case("31", LOG, GUARDED, training=Training("Adam", 2e-4, 100))
 def case_31(seed: int) -> Built:
-    """G 100-256-512-1024-784 tanh, D 784-1024-512-256-1 σ; -mean(log D(x) + log(1-D(G(z))+1e-8))."""
+    """GAN, G 100-...-784 tanh, D 784-...-1 σ; -mean(log D(x) + log(1 - D(G(z)) + 1e-8))."""
     weights = Weights(seed)
     generator = _layers(weights, "G", [100, 256, 512, 1024, 784])
     discriminator = _layers(weights, "D", [784, 1024, 512, 256, 1])

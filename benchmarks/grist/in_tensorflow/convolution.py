@@ -25,7 +25,7 @@ LOG = Flaw("log", "tf.math.log(p)", "the softmax underflows to 0", is_target=Tru
 def _two_layers(
     seed: int, rows: int, *, mean: bool, dropout: bool = True, images: bool = False
 ) -> Built:
-    """conv 5x5x32, pool, conv 5x5x64, pool, dense 1024, dropout, dense 10, softmax.
+    """Conv 5x5x32, pool, conv 5x5x64, pool, dense 1024, dropout, dense 10, softmax.
 
     Args:
         seed: Of weights and batch.
@@ -122,7 +122,7 @@ def case_29(seed: int) -> Built:
 
 @case("44", LOG, training=Training("Adagrad", 0.001, 50))
 def case_44(seed: int) -> Built:
-    """conv 5x5x16, pool, dense 128, dropout, dense 10, P = softmax; -Σ y log P."""
+    """Conv 5x5x16, pool, dense 128, dropout, dense 10, P = softmax; -Σ y log P."""
     weights = Weights(seed)
     first = weights.truncated("conv", (5, 5, 1, 16)), weights.constant("b1", (16,), 0.1)
     dense, b2 = weights.truncated("dense", (3136, 128)), weights.constant("b2", (128,), 0.1)

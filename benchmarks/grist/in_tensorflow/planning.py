@@ -21,7 +21,7 @@ def _convolve(x: Any, kernel: Any) -> Any:
 
 @case("15", LOG, training=Training("RMSProp", 0.001, 12))
 def case_15(seed: int) -> Built:
-    """Planner: r = conv1(conv3(X)), v = max q, q = conv3([r; v]) nine times; -mean log softmax(q W)."""
+    """Planner r = conv1(conv3(X)), nine times v = max q, q = conv3([r; v]); -mean log softmax."""
     weights = Weights(seed)
     hidden = weights.normal("hidden", (3, 3, 2, 150), 0.01)
     bias = weights.normal("bias", (1, 1, 1, 150), 0.01)

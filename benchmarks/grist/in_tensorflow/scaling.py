@@ -49,7 +49,7 @@ def multiply(x: Any, w: Any, s: Any, g: Any, eps: float) -> tuple[Any, Any]:
 
 
 def shift(x: Any, b: Any, s: Any) -> Any:
-    """x + b / s, clipped to [-1, 1]."""
+    """The sum x + b / s, clipped to [-1, 1]."""
     ratio = b / s
     return 2 * tf.clip_by_value(x / 2 + ratio / 2, -0.5, 0.5)
 

@@ -25,11 +25,8 @@ def resample(image: Any, theta: Any) -> Any:
     x0, x1 = (tf.clip_by_value(c, 0, SIDE - 1) for c in (left, left + 1))
     y0, y1 = (tf.clip_by_value(c, 0, SIDE - 1) for c in (top, top + 1))
     flat = tf.reshape(image, [-1, SIDE * SIDE])
-    corners = [
-        tf.gather(flat, row * SIDE + column, batch_dims=1)
-        for row in (y0, y1)
-        for column in (x0, x1)
-    ]
+    places = [row * SIDE + column for row in (y0, y1) for column in (x0, x1)]
+    corners = [tf.gather(flat, place, batch_dims=1) for place in places]
     right, down = x - tf.cast(x0, tf.float32), y - tf.cast(y0, tf.float32)
     left_share, top_share = tf.cast(x1, tf.float32) - x, tf.cast(y1, tf.float32) - y
     shares = [top_share * left_share, top_share * right, down * left_share, down * right]
@@ -39,7 +36,7 @@ def resample(image: Any, theta: Any) -> Any:
 
 @case("1", LOG, training=Training("Adam", 0.001, 100))
 def case_1(seed: int) -> Built:
-    """Affine θ = tanh(tanh(xW + b) W + b), x resampled by θ, two convs, dense 1024; -Σ y log softmax."""
+    """Affine θ = tanh(tanh(xW + b) W + b), x resampled by θ, two convs; -Σ y log softmax."""
     weights = Weights(seed)
     locate, b1 = weights.constant("locate", (1600, 20)), weights.normal("b1", (20,), 0.01)
     affine = weights.constant("affine", (20, 6))

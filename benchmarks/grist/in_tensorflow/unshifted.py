@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import tensorflow as tf
@@ -42,7 +43,7 @@ def _perceptron(seed: int, entropy: Callable[[Any, Any], Any]) -> Built:
             weights.uniform(f"weight{number}", (m, n), -0.25, 0.25),
             weights.constant(f"bias{number}", (n,)),
         )
-        for number, (m, n) in enumerate(zip(sizes, sizes[1:], strict=False), 1)
+        for number, (m, n) in enumerate(pairwise(sizes), 1)
     ]
 
     def loss(x: Any, y: Any) -> Any:

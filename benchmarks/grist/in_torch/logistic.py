@@ -55,26 +55,26 @@ def _zeros(seed: int) -> Built:
 
 @case("26", *BOTH, training=Training("SGD", 1.0))
 def case_26(seed: int) -> Built:
-    """Logistic: h = σ(xW + b), W zeros[2, 1]; -mean(y log h + (1 - y) log(1 - h)); x [6, 2] in 1..6."""
+    """A unit h = σ(xW + b), W zeros, -mean(y log h + (1 - y) log(1 - h)); x [6, 2] 1..6."""
     return _zeros(seed)
 
 
 @case("33", *BOTH, training=Training("SGD", 1.0))
 def case_33(seed: int) -> Built:
-    """Logistic: h = σ(xW + b), W zeros[2, 1]; -mean(y log h + (1 - y) log(1 - h)); x [6, 2] in 1..6."""
+    """A unit h = σ(xW + b), W zeros, -mean(y log h + (1 - y) log(1 - h)); x [6, 2] 1..6."""
     return _zeros(seed)
 
 
 @case("37", *BOTH, training=Training("SGD", 0.01))
 def case_37(seed: int) -> Built:
-    """Logistic: h = σ(Linear(2, 1)(x)); -mean(y log h + (1 - y) log(1 - h)); x [6, 2] in 1..6."""
+    """A unit h = σ(Linear(2, 1)(x)), -mean(y log h + (1 - y) log(1 - h)); x [6, 2] 1..6."""
     torch.manual_seed(seed)
     return built(LogisticLayer(), _points(6, 2, 1, 6), {"x": (1, 6), "y": (0, 1)})
 
 
 @case("38", *BOTH, training=Training("SGD", 0.1))
 def case_38(seed: int) -> Built:
-    """Logistic: h = σ(Linear(2, 1)(x)); -mean(y log h + (1 - y) log(1 - h)); x, y the XOR table."""
+    """A unit h = σ(Linear(2, 1)(x)), -mean(y log h + (1 - y) log(1 - h)); x, y the XOR table."""
     torch.manual_seed(seed)
     x = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
     y = torch.tensor([[0.0], [1.0], [1.0], [0.0]])
@@ -83,7 +83,7 @@ def case_38(seed: int) -> Built:
 
 @case("53", *BOTH, training=Training("manual step", 1.0))
 def case_53(seed: int) -> Built:
-    """Logistic: h = σ(xW + b), W zeros[1, 1]; -mean(y log h + (1 - y) log(1 - h)); x [12, 1] in 0..5."""
+    """A unit h = σ(xW + b), W zeros, -mean(y log h + (1 - y) log(1 - h)); x [12, 1] 0..5."""
     torch.manual_seed(seed)
     module = Logistic(torch.zeros(1, 1), torch.zeros(1, 1))
     return built(module, _points(12, 1, 0, 5), {"x": (0, 5), "y": (0, 1)})
@@ -91,5 +91,5 @@ def case_53(seed: int) -> Built:
 
 @case("56", *BOTH, training=Training("SGD", 1.0))
 def case_56(seed: int) -> Built:
-    """Logistic: h = σ(xW + b), W zeros[2, 1]; -mean(y log h + (1 - y) log(1 - h)); x [6, 2] in 1..6."""
+    """A unit h = σ(xW + b), W zeros, -mean(y log h + (1 - y) log(1 - h)); x [6, 2] 1..6."""
     return _zeros(seed)

@@ -78,6 +78,6 @@ def case_5(seed: int) -> Built:
     training=Training("none", 0.0),
 )
 def case_13(seed: int) -> Built:
-    """Edges: a = log v, a / segment_sum(a, groups {0, 0, 0, 1, 1, 1})[group]; v [6] in {0, 1, 2}."""
+    """Edges: a = log v, a / segment_sum(a, {0, 0, 0, 1, 1, 1})[group]; v [6] in {0, 1, 2}."""
     v = torch.tensor([0.0, 1.0, 2.0, 1.0, 2.0, 2.0])
     return built(EdgeSoftmax(), {"v": v}, {"v": (0, 2)})
