@@ -186,6 +186,28 @@ def test_a_defect_names_expression_bounds_outcome_and_consequence():
     assert defect.severity == "possible"
 
 
+def test_an_exponential_is_large_for_ordinary_operands():
+    layer = nn.Linear(6, 6)
+
+    def step(x: Tensor, highest: float) -> Tensor:
+        scale = torch.exp(layer(x).clamp(-87, highest))
+        return (1 - layer(x).square() - scale).sum(-1).mean()
+
+    (defect,) = analyze(lambda x: step(x, 87), X, weights="anything").defects
+    assert (defect.code, defect.op) == ("RN107", "sum")
+    assert analyze(lambda x: step(x, 80), X, weights="anything").defects == ()
+
+
+def test_gradients_of_extremes_and_of_large_logits_are_finite():
+    layer = nn.Linear(6, 6)
+
+    def step(x: Tensor) -> Tensor:
+        z = layer(layer(layer(x)))
+        return z.amax(1).sum() - z.amin() + F.log_softmax(1e9 * z, 1).exp().mean()
+
+    assert analyze(step, X, weights="anything").defects == ()
+
+
 def test_overflow_is_judged_for_operands_of_ordinary_size():
     def grown(x: Tensor) -> Tensor:
         return ((x * 1e15) * (x * 1e15)).sum()  # x reaches 1e9 here

@@ -73,6 +73,14 @@ def attention_by_hand(x: Tensor) -> Tensor:
     return weights @ x.clamp(2.0, 3.0).unsqueeze(-1).expand(*x.shape, 5)
 
 
+def share_of_ties(x: Tensor) -> Tensor:
+    return 1 / (x == x.amax(-1, keepdim=True)).sum(-1)
+
+
+def share_of_lowest(x: Tensor) -> Tensor:
+    return 1 / (x.amin(-1, keepdim=True) == x).sum(-1)
+
+
 FACTS = {
     attention: (1.9, 3.1),
     attention_with_dropout: (-0.1, 6.1),
@@ -85,6 +93,8 @@ FACTS = {
     shuffled: (N - 3 - 0.1, N - 3 + 0.1),
     guarded_unit: (-1.6, 1.6),
     guarded_unit_by_where: (-1.6, 1.6),
+    share_of_ties: (0.08, 1.01),
+    share_of_lowest: (0.08, 1.01),
 }
 
 
@@ -132,6 +142,8 @@ LOOKALIKES = {
     "gather with repeats": lambda x: (
         x / KEPT.expand(x.shape).gather(-1, x.argmax(-1, keepdim=True).expand(x.shape)).sum()
     ),
+    "equal to another maximum": lambda x: 1 / (x == (x + 1).amax(-1, keepdim=True)).sum(-1),
+    "maximum of a larger part": lambda x: 1 / (x == x.amax()).sum(-1),
     "guard on another tensor": lambda x: (x / x.norm()).masked_fill(x == 0, 0.0),
     "guard the wrong way": lambda x: (x / x.norm()).masked_fill(x.norm() != 0, 0.0),
     "only one reader is guarded": lambda x: (q := x / x.norm()) + q.masked_fill(x.norm() == 0, 0),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import tensorflow as tf
@@ -13,6 +14,8 @@ LOG = Flaw("log", "tf.math.log(1e-10 + 1 - m)", "1e-10 + 1 is 1, and m rounds to
 ROOT = Flaw("sqrt", "tf.sqrt(scale)", "exp(-100) is flushed to 0", is_target=True, gradient=True)
 SUM = Flaw("sum", "latent = tf.reduce_sum", "twenty times exp(87)")
 MEAN = Flaw("mean", "tf.reduce_mean(data", "the batch adds up exp(87) before it divides")
+MEAN_TOO = replace(MEAN, is_required=False)
+"""Behind a sum that overflows already: what tames the sum tames the mean."""
 ADAM = Training("Adam", 0.001, 100)
 NOISE = (-6.0, 6.0)
 """Beyond it a normal variable lies once in 5e8 draws."""
@@ -114,7 +117,7 @@ def _autoencoder(
     return built(conditional, weights, inputs, {**ranges, "y": UNIT})
 
 
-@case("35a", LOG, SUM, MEAN, training=ADAM)
+@case("35a", LOG, SUM, MEAN_TOO, training=ADAM)
 def case_35a(seed: int) -> Built:
     """VAE, 20 latents, l = clip(ls, ±87); -Σ x log(m + 1e-10) + (1-x) log(1e-10 + 1 - m)."""
     return _autoencoder(seed, 20, clipped=False)

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from ranum.analysis import facts
-from ranum.analysis.defects.base import CODES, DefectRule, Problem, moderate
+from ranum.analysis.defects.base import CODES, DefectRule, Problem
+from ranum.analysis.defects.ordinary import ordinary
 from ranum.analysis.graph import Graph, Node, Ref
 from ranum.analysis.interval import Interval
 from ranum.analysis.propagate import (
@@ -147,23 +148,16 @@ class _Search:
             return outputs
         self._part()
         if rule.is_about_size:
-            ordinary = {
-                name: value if self._is_gradient(node.arguments[name]) else _ordinary(value)
-                for name, value in arguments.items()
-            }
-            tamed = self.judged.outputs(step, ordinary)
-            problem = _first_problem(rule, node, ordinary, tamed)
+            usual = ordinary(self.judged, step, arguments, self._flagged)
+            tamed = self.judged.outputs(step, usual)
+            problem = _first_problem(rule, node, usual, tamed)
             if problem is None:
                 # Sizes do not add up behind this operator: as if its operands were ordinary.
-                return [_moderate_part(output) for output in tamed]
+                return [one if one.is_finite else _moderate_part(one) for one in tamed]
         if not self.true.known.loose.isdisjoint(node.operands):
             self.doubtful.add(node.index)
         self._report(rule, node, problem)
         return self._continued(step, problem, outputs)
-
-    def _is_gradient(self, argument: Any) -> bool:
-        """True for an upstream gradient, whose size is an option of the search."""
-        return isinstance(argument, Ref) and self._graph.values[argument.value].is_gradient
 
     def _rule(self, node: Node) -> DefectRule:
         if node.phase == "backward":
@@ -264,16 +258,6 @@ def _is_complex(step: Step) -> bool:
 
 def _looked_at(node: Node, outputs: Sequence[Interval]) -> Sequence[Interval]:
     return outputs if node.phase == "backward" else outputs[:1]
-
-
-def _ordinary(argument: Any) -> Any:
-    """The argument with intervals cut to ordinary sizes."""
-    if isinstance(argument, (list, tuple)):
-        return type(argument)(_ordinary(item) for item in argument)
-    if isinstance(argument, Interval) and argument.dtype.is_floating_point:
-        reach = moderate(argument.dtype)
-        return argument.intersect(-reach, reach) if argument.is_finite else argument
-    return argument
 
 
 def _first_tensor(node: Node) -> str | None:

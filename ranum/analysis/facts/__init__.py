@@ -12,13 +12,14 @@ from __future__ import annotations
 from ranum.analysis.facts import (  # noqa: F401 - they fill the table
     attention,
     differences,
+    extremes,
     guards,
     norms,
     order,
     shares,
     softmax,
 )
-from ranum.analysis.facts._patterns import FACTS, Intervals, root
+from ranum.analysis.facts._patterns import COUNT_FACTS, FACTS, Intervals, root
 from ranum.analysis.facts.guards import is_guarded
 from ranum.analysis.graph import Graph, Node
 from ranum.analysis.interval import Interval
@@ -28,13 +29,15 @@ __all__ = ["has_facts", "is_guarded", "refine", "root"]
 
 def has_facts(op: str) -> bool:
     """True if any fact is known for an operator."""
-    return op in FACTS
+    return op in FACTS or op in COUNT_FACTS
 
 
 def refine(graph: Graph, node: Node, intervals: Intervals, result: Interval) -> Interval:
     """The result narrowed by every fact known for the operator."""
-    if not result.dtype.is_floating_point or result.is_empty_tensor:
+    table = FACTS if result.dtype.is_floating_point else COUNT_FACTS
+    known = table.get(node.op, ())
+    if not known or result.is_empty_tensor:
         return result
-    for fact in FACTS.get(node.op, ()):
+    for fact in known:
         result = fact(graph, node, intervals, result)
     return result

@@ -17,14 +17,17 @@ TRANSPARENT = frozenset({"identity"})
 SAME_ELEMENTS = frozenset({"identity", "reshape", "expand"})
 
 FACTS: dict[str, list[Fact]] = {}
+COUNT_FACTS: dict[str, list[Fact]] = {}
+"""Facts about floating-point results, and about integer ones, which count elements."""
 
 
-def fact(*ops: str) -> Callable[[Fact], Fact]:
-    """Registers a fact for the results of one or more operators."""
+def fact(*ops: str, counts: bool = False) -> Callable[[Fact], Fact]:
+    """Registers a fact for the floating-point (or integer) results of one or more operators."""
+    table = COUNT_FACTS if counts else FACTS
 
     def register(function: Fact) -> Fact:
         for op in ops:
-            FACTS.setdefault(op, []).append(function)
+            table.setdefault(op, []).append(function)
         return function
 
     return register

@@ -480,6 +480,8 @@ def _safe_softmax(x: Interval, dim: int, dtype: torch.dtype | None = None) -> In
 def _log_softmax(x: Interval, dim: int, half_to_float: bool = False) -> Interval:
     """X - max - log sum e^(x - max): at least -gap - log n, at most 0 up to rounding.
 
+    However large x is, x - max rounds to at most 0, and the sum to at least its term e^0.
+
     -inf only for a logit of -inf, or where the gap overflows. NaN as for softmax.
     """
     dtype = torch.float32 if half_to_float else x.dtype
@@ -495,7 +497,10 @@ def _log_softmax(x: Interval, dim: int, half_to_float: bool = False) -> Interval
     size = torch.where(size.isfinite(), size, 0.0) + math.log(count) + 1
     slack = units * (size + torch.where(lower.isfinite(), lower.abs(), 0.0))
     slack = slack + 2 * sum_error(count + 32, box.dtype)
+    least_slack = units * (math.log(count) + 1) + 2 * sum_error(count + 32, box.dtype)
     if box.dtype != x.dtype:
         slack = slack + 4 * unit_roundoff(x.dtype)
-    result = Box(lower - slack, upper + slack, box.dtype, _may_lose_row(box, top))
+        least_slack += 4 * unit_roundoff(x.dtype)
+    most = (upper + slack).clamp(max=least_slack)
+    result = Box(lower - slack, most, box.dtype, _may_lose_row(box, top))
     return result.rounded().interval(x.shape, dtype)
