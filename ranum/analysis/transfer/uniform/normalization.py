@@ -141,7 +141,7 @@ def softmax(out: Outputs, x: Interval, dim: int, **_: Any) -> Pair:
 
 @uniform("_log_softmax")
 def log_softmax(out: Outputs, x: Interval, dim: int, **_: Any) -> Pair:
-    """Between minus the gap minus log n, and 0 up to rounding."""
+    """Between minus the gap minus log n, and 0 up to rounding, however large x is."""
     dtype = working(x)
     classes = x.shape[dim] if x.shape else 1
     gap = x.high - x.low
@@ -149,10 +149,12 @@ def log_softmax(out: Outputs, x: Interval, dim: int, **_: Any) -> Pair:
     high = -math.log1p((classes - 1) * math.exp(max(-gap, -_GAP)))
     largest_logit = size(pair(x)) + math.log(classes) + 1
     slack = 16 * unit_roundoff(dtype) * (largest_logit + abs(low))
-    slack += 2 * sum_error(classes + 32, dtype)
+    rounding = 2 * sum_error(classes + 32, dtype)
     if dtype is not x.dtype:
-        slack += 4 * unit_roundoff(x.dtype)
-    return outward((low - slack, high + slack), dtype)
+        rounding += 4 * unit_roundoff(x.dtype)
+    slack += rounding
+    most = 16 * unit_roundoff(dtype) * (math.log(classes) + 1) + rounding
+    return outward((low - slack, min(high + slack, most)), dtype)
 
 
 @uniform("_softmax_backward_data")
