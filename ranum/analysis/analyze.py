@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from ranum.analysis.capture.lightning import is_lightning_module, lightning_program
+from ranum.analysis.capture.exported import exported_file, exported_program, is_exported
+from ranum.analysis.capture.lightning import Step, is_lightning_module, lightning_program
 from ranum.analysis.capture.program import Program
+from ranum.analysis.capture.standin import with_data
 from ranum.analysis.capture.tensorflow import tensorflow_program
 from ranum.analysis.capture.torch import batch_arguments, function_program, module_program
 from ranum.analysis.defects import find_defects
@@ -33,9 +35,11 @@ def analyze(
     weights: Weights = "envelope",
     loss: Callable[[Any], Tensor] | None = None,
     data: Any = None,
+    step: Step = "training",
     backward: bool = True,
     confirm: bool = False,
     observe: bool = True,
+    trust: bool = False,
 ) -> Analysis:
     """Names every operator of a training step that can produce NaN or Inf.
 
@@ -46,10 +50,13 @@ def analyze(
 
     Args:
         target: A function that returns a loss; a module (with `loss`, or returning its loss
-            itself); a LightningModule, whose `training_step` is analysed on one batch; a
+            itself); a LightningModule, whose `training_step` is analysed on one batch; an
+            `ExportedProgram` (its own example serves if none is given), or a `.pt2` file; a
             compiled Keras model, with x and y as `fit` takes them; a `tf.function` or a
             function of TensorFlow tensors; the folder of a SavedModel.
-        *example_inputs: Arguments for one step; for a LightningModule, the batch.
+        *example_inputs: Arguments for one step; for a LightningModule, the batch. Random
+            numbers stand in for tensors without data (on the meta device, or fake): within
+            `inputs` where that gives a range, standard normal elsewhere.
         inputs: Ranges (lower, upper) by input name or pattern, "x" or "batch[0]"; by default
             what the example and `data` showed, plus a margin of a tenth unless all numbers are
             whole. Integer inputs are anything valid where they index; masks made of them, and
@@ -64,9 +71,12 @@ def analyze(
             ranges: up to 64 batches are read, for up to 10 seconds, without a trace in random
             numbers or workers. Its first batch is the example where none is given; of a batch
             that is a tuple, a module gets as many elements as it takes.
+        step: "validation" analyses a LightningModule's `validation_step`, in evaluation mode
+            and without a backward pass.
         backward: Also analyse the backward pass.
         confirm: Also search a failing input for every defect (`ranum.confirm`).
         observe: Also record the extremes that the step really produced.
+        trust: Read `.pt2` files, which can run code of whoever wrote them.
 
     Raises:
         ArgumentError: If an argument breaks its rule.
@@ -75,7 +85,8 @@ def analyze(
     batches = None if data is None else _batches(data, target)
     if batches is not None and not example_inputs and not isinstance(target, Program):
         example_inputs = batch_arguments(target, batches.first())
-    program = _program(target, example_inputs, loss=loss, backward=backward)
+    program = _program(target, example_inputs, loss=loss, backward=backward, step=step, trust=trust)
+    program, made_up = with_data(program, inputs)
     scanned = None
     if batches is not None:
         arguments = program.arguments
@@ -92,8 +103,7 @@ def analyze(
         where = f" at {place}" if place.is_known else ""
         raise CaptureError(
             f"{program.description} could not be recorded: it raised "
-            f"{type(error).__name__}{where}: {error}. Run the step once by itself first; "
-            "if it passes there, call it with the same arguments here."
+            f"{type(error).__name__}{where}: {error}. {_advice(error)}"
         ) from error
     captured = time.process_time()
     seen = None if scanned is None else scanned.seen
@@ -109,7 +119,7 @@ def analyze(
         observed=_observed(graph),
         defects=tuple(replace(defect, context=context) for defect in defects),
         unknowns=_unknowns(propagation.unknown),
-        notes=(*_range_notes(graph, start, scanned), *_notes(graph, propagation.faults)),
+        notes=(*_range_notes(graph, scanned, made_up), *_notes(graph, propagation.faults)),
         ranges={
             value.name: start[value.index]
             for value in graph.leaves("derived", "input", "parameter")
@@ -133,7 +143,13 @@ def _program(
     *,
     loss: Callable[[Any], Tensor] | None,
     backward: bool,
+    step: Step,
+    trust: bool,
 ) -> Program:
+    if step not in get_args(Step):
+        raise ArgumentError(f"step must be 'training' or 'validation'; got {step!r}.")
+    if step != "training" and not is_lightning_module(target):
+        raise ArgumentError("step='validation' is for a LightningModule; this target has one step.")
     if isinstance(target, Program):
         return target
     if loss is not None and not callable(loss):
@@ -141,12 +157,16 @@ def _program(
     program = tensorflow_program(target, arguments, loss=loss, backward=backward)
     if program is not None:
         return program
+    if isinstance(target, (str, Path)) and str(target).endswith(".pt2"):
+        target = exported_file(target, trust=trust)
+    if is_exported(target):
+        return exported_program(target, arguments, loss=loss, backward=backward)
     if is_lightning_module(target):
         if len(arguments) != 1:
             raise ArgumentError(
                 f"example_inputs of a LightningModule must be one batch; got {len(arguments)}."
             )
-        return lightning_program(target, arguments[0], backward=backward)
+        return lightning_program(target, arguments[0], backward=backward, kind=step)
     if isinstance(target, nn.Module):
         return module_program(target, arguments, loss=loss, backward=backward)
     if callable(target):
@@ -186,6 +206,19 @@ def _unknowns(nodes: list[Node]) -> tuple[Unknown, ...]:
     )
 
 
+def _advice(error: Exception) -> str:
+    text = str(error)
+    if any(word in text for word in ("NVIDIA", "CUDA", "cuda")):
+        return (
+            "It asks for a GPU: analyse it where there is one, or move the model and the batch "
+            "to the CPU, and take device names out of the step."
+        )
+    return (
+        "Run the step once by itself first; if it passes there, call it with the same "
+        "arguments here."
+    )
+
+
 def _batches(data: Any, target: Any) -> Batches:
     """Checked data; what it holds goes where the module's weights are."""
     batches = Batches.of(data)
@@ -199,9 +232,7 @@ def _batches(data: Any, target: Any) -> Batches:
     )
 
 
-def _range_notes(
-    graph: Graph, start: Mapping[int, Interval], scanned: Scan | None
-) -> Iterator[str]:
+def _range_notes(graph: Graph, scanned: Scan | None, made_up: Sequence[str]) -> Iterator[str]:
     """What the starting ranges take for granted."""
     if scanned is not None:
         yield (
@@ -209,6 +240,8 @@ def _range_notes(
             if scanned.batches
             else "the data could not be read without a trace: input ranges come from the example"
         )
+    if made_up:
+        yield f"random numbers stand in for {', '.join(made_up)}, which came without data"
     integers = [name for name in graph.inputs if name in graph.integers]
     if integers:
         yield (

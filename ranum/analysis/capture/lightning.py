@@ -9,12 +9,16 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from ranum.analysis.capture.program import Program
 from ranum.analysis.capture.torch import _as_loss
+from ranum.errors import ArgumentError
+
+Step = Literal["training", "validation"]
 
 
 def is_lightning_module(target: Any) -> bool:
@@ -29,8 +33,9 @@ def lightning_program(
     batch_idx: int = 0,
     backward: bool = True,
     precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    kind: Step = "training",
 ) -> Program:
-    """A program that calls `module.training_step(batch, batch_idx)`.
+    """A program that calls `module.training_step(batch, batch_idx)`, or `validation_step`.
 
     Logging, optimizers and progress are stubbed while it runs, so nothing reaches the
     Trainer. A module with manual optimization runs its own backward passes; its optimizer
@@ -42,14 +47,22 @@ def lightning_program(
         batch_idx: Passed on if the step takes it.
         backward: Whether the backward pass belongs to the step.
         precision: Makes the context in which the Trainer runs its forward pass (autocast).
+        kind: "validation" runs in evaluation mode and has no backward pass.
+
+    Raises:
+        ArgumentError: If the module has no such step, or one of another shape.
     """
-    training_step: Callable[..., Any] = getattr(module, "training_step")  # noqa: B009 - for mypy
-    takes_index = len(inspect.signature(training_step).parameters) > 1
+    name = f"{kind}_step"
+    own_step: Any = getattr(module, name, None)
+    if own_step is None or _is_lightnings(type(module), name):
+        raise ArgumentError(f"{type(module).__name__} must have a {name}; it has none.")
+    takes_index = len(inspect.signature(own_step).parameters) > 1
+    is_training = kind == "training"
 
     def step(batch: Any) -> Tensor | None:
-        with detached(module), precision():
-            output = training_step(batch, batch_idx) if takes_index else training_step(batch)
-        if not getattr(module, "automatic_optimization", True):
+        with detached(module), precision(), _mode(module, is_training):
+            output = own_step(batch, batch_idx) if takes_index else own_step(batch)
+        if is_training and not getattr(module, "automatic_optimization", True):
             return None
         return _as_loss(output)
 
@@ -59,9 +72,31 @@ def lightning_program(
         argument_names=("batch",),
         model=module,
         parameters={name: p for name, p in module.named_parameters() if p.requires_grad},
-        backward=backward,
-        description=f"{type(module).__name__}.training_step",
+        backward=backward and is_training,
+        description=f"{type(module).__name__}.{name}",
     )
+
+
+@contextmanager
+def _mode(module: nn.Module, is_training: bool) -> Iterator[None]:
+    """Evaluation mode without gradients, for a step that is not training."""
+    if is_training:
+        yield
+        return
+    modes = [(each, each.training) for each in module.modules()]
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for each, mode in modes:
+            each.training = mode
+
+
+def _is_lightnings(kind: type, name: str) -> bool:
+    """True for a hook that Lightning's own class defines, as a placeholder."""
+    hook = getattr(kind, name, None)
+    return str(getattr(hook, "__module__", "")).startswith(("lightning.", "pytorch_lightning."))
 
 
 class _StillOptimizer:

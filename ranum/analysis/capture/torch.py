@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from ranum._untouched import untouched
 from ranum.analysis.capture.program import Program
-from ranum.errors import ArgumentError
+from ranum.errors import ArgumentError, CaptureError
 from ranum.source import is_user_file
 
 
@@ -27,6 +30,7 @@ def module_program(
     Without `loss`, the module's own scalar output is the loss; other outputs are analysed as
     they are, with the sum of their elements as a stand-in for the loss.
     """
+    model = with_shapes(model, arguments)
 
     def step(*args: Any) -> Tensor | None:
         output = model(*args)
@@ -41,6 +45,32 @@ def module_program(
         backward=backward,
         description=type(model).__name__,
     )
+
+
+def with_shapes(model: nn.Module, arguments: tuple[Any, ...]) -> nn.Module:
+    """The model, or a copy of it that knows the shapes of its lazy layers.
+
+    Raises:
+        CaptureError: If the dry run of the copy, which finds them, fails.
+    """
+    if not has_lazy(model):
+        return model
+    try:
+        model = copy.deepcopy(model)
+        with untouched(None), torch.no_grad():
+            model(*arguments)
+    except Exception as error:
+        raise CaptureError(
+            f"{type(model).__name__} has lazy layers, and a run to find their shapes raised "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    return model
+
+
+def has_lazy(model: nn.Module) -> bool:
+    """True if some parameter or buffer has no shape yet."""
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    return any(nn.parameter.is_lazy(tensor) for tensor in tensors)
 
 
 def function_program(
