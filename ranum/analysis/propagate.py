@@ -86,7 +86,7 @@ def step_of(graph: Graph, node: Node) -> Step:
 
 
 def _step(graph: Graph, node: Node) -> Step:
-    rule = rule_for(node.op)
+    rule = None if _is_complex(graph, node) else rule_for(node.op)
     outputs = tuple(None if number is None else graph.values[number] for number in node.outputs)
     own = [(name, item.value) for name, item in node.arguments.items() if isinstance(item, Ref)]
     lists = [
@@ -104,6 +104,14 @@ def _step(graph: Graph, node: Node) -> Step:
         outputs=outputs,
         has_facts=facts.has_facts(node.op)
         and not any(value is not None and value.is_gradient for value in outputs),
+    )
+
+
+def _is_complex(graph: Graph, node: Node) -> bool:
+    """True if a complex number goes in or comes out: intervals know real numbers only."""
+    numbers = (*node.operands, *node.outputs)
+    return any(
+        number is not None and graph.values[number].dtype.is_complex for number in numbers
     )
 
 
@@ -192,7 +200,7 @@ class Walk:
     def interval(self, number: int) -> Interval:
         """The bounds of a value as an operator reads it."""
         value = self.graph.values[number]
-        if not value.is_gradient:
+        if not (value.is_gradient and value.dtype.is_floating_point):
             return self.known.intervals[number]
         upstream = self._upstream.get(number)
         if upstream is None:

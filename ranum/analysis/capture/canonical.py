@@ -25,12 +25,13 @@ _RESHAPES = frozenset(
      "unsqueeze_copy"}
 )  # fmt: skip
 _PERMUTES = frozenset(
-    {"t", "transpose", "permute", "movedim", "swapaxes", "swapdims", "numpy_T", "mT", "adjoint"}
+    {"t", "transpose", "permute", "movedim", "swapaxes", "swapdims", "numpy_T", "mT", "adjoint",
+     "t_copy", "transpose_copy", "permute_copy"}
 )
 _EXPANDS = frozenset({"expand", "expand_as", "broadcast_to", "expand_copy"})
 _IDENTITIES = frozenset(
     {"clone", "detach", "alias", "contiguous", "lift", "lift_fresh", "lift_fresh_copy",
-     "positive", "resolve_conj", "resolve_neg"}
+     "positive", "resolve_conj", "resolve_neg", "alias_copy", "detach_copy"}
 )  # fmt: skip
 _CASTS = frozenset({"_to_copy", "to", "type_as", "_autocast_to_reduced_precision"})
 _SPLITS = frozenset(
@@ -168,10 +169,12 @@ def parts(
 
 
 def _permutation(op: str, bound: dict[str, Any], rank: int) -> tuple[int, ...]:
-    if op == "permute":
+    if op in ("permute", "permute_copy"):
         return tuple(dim % rank for dim in bound["dims"])
     order = list(range(rank))
-    if op in ("transpose", "swapaxes", "swapdims"):
+    if rank == 0:
+        return ()
+    if op in ("transpose", "transpose_copy", "swapaxes", "swapdims"):
         first, second = (int(bound[key]) % rank for key in list(bound)[1:3])
         order[first], order[second] = order[second], order[first]
     elif op == "numpy_T":

@@ -108,10 +108,11 @@ def bernoulli(shape: Sequence[int], dtype: torch.dtype) -> Interval:
 
 @transfer("randint")
 def randint(
-    high: int, size: Sequence[int], low: int = 0, dtype: torch.dtype = torch.int64
+    high: int, size: Sequence[int], low: int = 0, dtype: torch.dtype | int = torch.int64
 ) -> Interval:
-    """An integer in [low, high - 1]."""
-    return Interval.full(low, high - 1, size, dtype)
+    """An integer in [low, high - 1]; the schema writes its default dtype as a number."""
+    kind = dtype if isinstance(dtype, torch.dtype) else torch.int64
+    return Interval.full(low, high - 1, size, kind)
 
 
 @transfer("randperm")

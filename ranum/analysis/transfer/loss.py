@@ -120,7 +120,7 @@ def multi_margin_loss(
     reduction: int = MEAN,
 ) -> Interval:
     """Sum over other classes of weight max(0, margin - x[t] + x[j])^p, over C."""
-    classes = x.shape[-1]
+    classes = x.shape[-1] if x.shape else 1
     box = Box.native(x).merged()
     hinge = (box - box + float(margin)).clamped(0.0, math.inf)
     hinge = hinge.square() if p == 2 else hinge

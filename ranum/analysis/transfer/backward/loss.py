@@ -153,7 +153,7 @@ def multi_margin_loss_backward(
 ) -> Interval:
     """P weight max(0, margin - x[t] + x[j])^(p - 1) / C for j, minus the sum for the target."""
     box = Box.native(x.merged())
-    classes = max(x.shape[-1], 1)
+    classes = max(x.shape[-1], 1) if x.shape else 1
     hinge = (box - box + float(margin)).clamped(0.0, math.inf)
     slope = hinge * 2.0 if p == 2 else hinge.constant(0.0, 1.0).with_nan(hinge.may_nan)
     if weight is not None:

@@ -20,6 +20,9 @@ def _softmax_backward_data(
     grad_output: Interval, output: Interval, dim: int, input_dtype: torch.dtype
 ) -> Interval:
     """Y (grad - sum grad y) for y = softmax: the sum is a mean of grads, weighted by y."""
+    if output.low < 0 or output.high > 1.001 * (1 + unit_roundoff(output.dtype)):
+        # No softmax: somebody called the operator by its name.
+        return Interval.top(output.shape, input_dtype)
     grad, y = Box.of(grad_output), Box.of(output)
     count = grad_output.shape[dim] if grad_output.shape else 1
     along = () if not grad_output.shape else (dim % len(grad_output.shape),)
