@@ -110,9 +110,7 @@ def _step(graph: Graph, node: Node) -> Step:
 def _is_complex(graph: Graph, node: Node) -> bool:
     """True if a complex number goes in or comes out: intervals know real numbers only."""
     numbers = (*node.operands, *node.outputs)
-    return any(
-        number is not None and graph.values[number].dtype.is_complex for number in numbers
-    )
+    return any(number is not None and graph.values[number].dtype.is_complex for number in numbers)
 
 
 def _holds_tensor(argument: Any) -> bool:

@@ -65,7 +65,10 @@ def box(data: Tensor, mode: Mode, generator: torch.Generator) -> Interval:
     if mode.radius:
         # In float64, so that the radius does not overflow where the box need not.
         reach = mode.radius * (1 + data.double().abs())
-        lower, upper = (data.double() - reach).to(data.dtype), (data.double() + reach).to(data.dtype)
+        lower, upper = (
+            (data.double() - reach).to(data.dtype),
+            (data.double() + reach).to(data.dtype),
+        )
         interval = Interval.between(
             torch.where(data.isfinite(), lower, data),
             torch.where(data.isfinite(), upper, data),

@@ -28,7 +28,14 @@ from ranum.analysis.propagate import Propagation, propagate
 LARGEST_SAMPLE = 1 << 16
 """Samples with more elements than this are left out."""
 
-UNORDERED = (torch.complex32, torch.complex64, torch.complex128, torch.uint16, torch.uint32, torch.uint64)
+UNORDERED = (
+    torch.complex32,
+    torch.complex64,
+    torch.complex128,
+    torch.uint16,
+    torch.uint32,
+    torch.uint64,
+)
 """Dtypes that torch does not compare."""
 
 NOT_ON_A_CPU = ("jiterator", "_scaled_mm", "flash_attention_forward", "efficient_attention")
@@ -215,13 +222,20 @@ def recorded(op: Any, sample: Any, backward: bool) -> Graph:
             for leaf in tree_leaves(result)
             if isinstance(leaf, Tensor) and leaf.layout == torch.strided and leaf.requires_grad
         ]
-        sums = [torch.view_as_real(leaf).sum() if leaf.is_complex() else leaf.sum() for leaf in floats]
+        sums = [
+            torch.view_as_real(leaf).sum() if leaf.is_complex() else leaf.sum() for leaf in floats
+        ]
         return torch.stack([item.double() for item in sums]).sum() if sums else None
 
     try:
         return record(step, inputs=taken, backward=backward)
     except (RuntimeError, TypeError, ValueError, NotImplementedError, IndexError) as error:
         raise Refused(str(error).splitlines()[0] if str(error) else type(error).__name__) from error
+
+
+def _sum(tensor: Tensor) -> Tensor:
+    real = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+    return real.sum().double()
 
 
 def start_of(graph: Graph, mode: Mode, generator: torch.Generator) -> dict[int, Interval]:

@@ -55,9 +55,10 @@ def replay(
             continue
         if not _agree(graph, node, results):
             continue
-        for number, result in zip(node.outputs, results, strict=False):
-            if number is not None and result is not None:
-                known[number] = result
+        pairs = zip(node.outputs, results, strict=False)
+        known |= {
+            number: result for number, result in pairs if not (number is None or result is None)
+        }
         yield node, results
 
 
@@ -123,7 +124,7 @@ _SPECIAL: dict[str, Callable[..., Any]] = {
     "full": _full,
     "bernoulli": lambda shape, dtype: torch.bernoulli(torch.full(shape, 0.5)).to(dtype),
     "uniform": lambda low, high, shape, dtype: torch.empty(shape, dtype=dtype).uniform_(low, high),
-    "normal": lambda mean, std, shape=None, dtype=None: torch.normal(mean, std, shape).to(dtype)
-    if shape is not None
-    else torch.normal(mean, std),
+    "normal": lambda mean, std, shape=None, dtype=None: (
+        torch.normal(mean, std, shape).to(dtype) if shape is not None else torch.normal(mean, std)
+    ),
 }

@@ -7,9 +7,9 @@ import torch
 from oracles.boxes import MODES
 from oracles.opdb import Outcome, entries, judge, name_of
 
+from ranum.analysis import propagate
 from ranum.analysis.interval import Interval
 from ranum.analysis.transfer.registry import Rule, rule_for
-from ranum.analysis import propagate
 
 HALF_AND_DOUBLE = (torch.float16, torch.bfloat16, torch.float64)
 COVERED = 380

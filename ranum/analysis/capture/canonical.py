@@ -25,8 +25,20 @@ _RESHAPES = frozenset(
      "unsqueeze_copy"}
 )  # fmt: skip
 _PERMUTES = frozenset(
-    {"t", "transpose", "permute", "movedim", "swapaxes", "swapdims", "numpy_T", "mT", "adjoint",
-     "t_copy", "transpose_copy", "permute_copy"}
+    {
+        "t",
+        "transpose",
+        "permute",
+        "movedim",
+        "swapaxes",
+        "swapdims",
+        "numpy_T",
+        "mT",
+        "adjoint",
+        "t_copy",
+        "transpose_copy",
+        "permute_copy",
+    }
 )
 _EXPANDS = frozenset({"expand", "expand_as", "broadcast_to", "expand_copy"})
 _IDENTITIES = frozenset(

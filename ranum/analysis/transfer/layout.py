@@ -223,7 +223,7 @@ def repeat(x: Interval, repeats: Sequence[int]) -> Interval:
     lead = (1,) * (len(repeats) - len(x.shape))
     shape = [size * times for size, times in zip(lead + x.shape, repeats, strict=True)]
     if x.is_point or 0 in shape:
-        return moved(lambda bound: bound.repeat(*repeats), unmerged(x), shape)
+        return moved(lambda bound: bound.repeat(tuple(repeats)), unmerged(x), shape)
     blocks = lead + tuple(x.lower.shape)
     times = [1 if block == 1 else n for block, n in zip(blocks, repeats, strict=True)]
     return moved(lambda bound: bound.reshape(blocks).repeat(times), x, shape)
