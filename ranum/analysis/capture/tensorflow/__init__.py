@@ -7,6 +7,7 @@ this package imports neither TensorFlow nor Keras.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -29,6 +30,10 @@ def tensorflow_program(
         ArgumentError: If the target cannot be run with the arguments.
         MissingExtraError: If TensorFlow is needed and not installed.
     """
+    if isinstance(target, (str, Path)) and Path(target).is_dir():
+        from ranum.analysis.capture.tensorflow.saved import saved_model_program
+
+        return saved_model_program(target, arguments, loss=loss, backward=backward)
     if is_keras_model(target):
         from ranum.analysis.capture.tensorflow.models import keras_program
 

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
-
-SAVED_MODEL_FILES = ("saved_model.pb", "saved_model.pbtxt")
 
 
 def is_keras_model(target: Any) -> bool:
@@ -20,13 +17,6 @@ def is_keras_model(target: Any) -> bool:
         cls.__name__ == "Model" and cls.__module__.startswith("keras.")
         for cls in type(target).__mro__
     )
-
-
-def is_saved_model(target: Any) -> bool:
-    """True for the path of a folder that holds a SavedModel."""
-    if not isinstance(target, (str, Path)):
-        return False
-    return any((Path(target) / name).is_file() for name in SAVED_MODEL_FILES)
 
 
 def is_tensorflow_function(target: Any, arguments: tuple[Any, ...]) -> bool:
