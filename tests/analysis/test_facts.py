@@ -35,6 +35,10 @@ def rms(x: Tensor) -> Tensor:
     return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + 1e-6)
 
 
+def rms_in_float32(x: Tensor) -> Tensor:
+    return x * torch.rsqrt(x.to(torch.float32).pow(2).mean(-1, keepdim=True) + 1e-6)
+
+
 def layer_norm(x: Tensor) -> Tensor:
     c = x - x.mean(-1, keepdim=True)
     return c / torch.sqrt(c.pow(2).mean(-1, keepdim=True) + 1e-5)
@@ -54,6 +58,7 @@ FACTS = {
     sum_of_shifted: lambda n: (1, n),
     square: lambda n: (0, 1e8),
     rms: lambda n: (-math.sqrt(n), math.sqrt(n)),
+    rms_in_float32: lambda n: (-math.sqrt(n), math.sqrt(n)),
     layer_norm: lambda n: (-math.sqrt(n), math.sqrt(n)),
     unit: lambda n: (-1, 1),
     unit_eps: lambda n: (-1, 1),

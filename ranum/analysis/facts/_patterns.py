@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 import torch
 
 from ranum.analysis.graph import Graph, Node, Ref
-from ranum.analysis.interval import Interval
+from ranum.analysis.interval import Interval, gamma, unit_roundoff
+from ranum.analysis.transfer._common import accumulator
 
 Intervals = Mapping[int, Interval]
 Fact = Callable[[Graph, Node, Intervals, Interval], Interval]
@@ -38,6 +39,29 @@ def root(graph: Graph, value: int) -> int:
     while (node := graph.producer(value)) is not None and node.op in TRANSPARENT:
         value = node.operands[0]
     return value
+
+
+def exact_root(graph: Graph, value: int) -> int:
+    """As `root`, through casts to wider types as well: the same numbers."""
+    while (node := graph.producer(value)) is not None:
+        if node.op == "cast":
+            source = graph.values[node.operands[0]].dtype
+            if torch.promote_types(source, graph.values[value].dtype) != graph.values[value].dtype:
+                break
+            if not source.is_floating_point:
+                break
+        elif node.op not in TRANSPARENT:
+            break
+        value = node.operands[0]
+    return value
+
+
+def sum_slack(terms: int, *dtypes: torch.dtype) -> float:
+    """Relative error of a sum of `terms` numbers >= 0 and a few more operations.
+
+    Half types are added up in float32 and rounded at the end.
+    """
+    return max(gamma(terms + 4, accumulator(d)) + 4 * unit_roundoff(d) for d in dtypes)
 
 
 def made_by(

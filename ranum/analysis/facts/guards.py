@@ -19,9 +19,10 @@ from ranum.analysis.facts._patterns import (
     made_by,
     operand_of,
     reduced_dims,
+    sum_slack,
 )
 from ranum.analysis.graph import Graph, Node, Ref
-from ranum.analysis.interval import Interval, gamma
+from ranum.analysis.interval import Interval
 
 _ZERO_TESTS = {"eq": True, "le": True, "ne": False, "gt": False}
 
@@ -91,7 +92,7 @@ def _guarded_quotient(graph: Graph, node: Node, intervals: Intervals, result: In
     dims = reduced_dims(norm, len(graph.values[x].shape))
     if order not in (1, 2, math.inf) or not aligned(graph, guard[1], x, dims):
         return result
-    reach = 1.5 * (1 + 4 * gamma(math.prod(graph.values[x].shape) + 4, result.dtype))
+    reach = 1.5 * (1 + 4 * sum_slack(math.prod(graph.values[x].shape), result.dtype))
     low, high = _bounds(guard[2], intervals)
     if math.isinf(low) or math.isinf(high) or math.isnan(low):
         return result

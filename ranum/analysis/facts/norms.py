@@ -11,14 +11,16 @@ from ranum.analysis.facts._patterns import (
     Intervals,
     aligned,
     count_over,
+    exact_root,
     fact,
     is_constant_above,
     made_by,
     operand_of,
     reduced_dims,
+    sum_slack,
 )
 from ranum.analysis.graph import Graph, Node
-from ranum.analysis.interval import Interval, gamma
+from ranum.analysis.interval import Interval
 
 
 @fact("mul")
@@ -35,8 +37,8 @@ def _normalised(graph: Graph, node: Node, intervals: Intervals, result: Interval
         n = _mean_square_terms(graph, scale, numerator)
         if n is None or not intervals[numerator].is_finite:
             continue
-        slack = 1 + 4 * gamma(n + 4, result.dtype)
-        reach = math.sqrt(n) * slack
+        slack = sum_slack(n, result.dtype, graph.values[scale].dtype)
+        reach = math.sqrt(n) * (1 + 4 * slack)
         return result.with_nan(False).intersect(-reach, reach)
     return result
 
@@ -74,22 +76,20 @@ def _mean_square_terms(graph: Graph, radicand: int, x: int) -> int | None:
     shape = graph.values[x].shape
     mean = made_by(graph, average, "mean", through=SAME_ELEMENTS)
     squared = None if mean is None else operand_of(graph, mean, "x")
-    if mean is None or squared is None or _square_of(graph, squared) != x:
+    if mean is None or squared is None or not _is_square_of(graph, squared, x):
         return None
     dims = reduced_dims(mean, len(shape))
     return count_over(shape, dims) if aligned(graph, average, x, dims) else None
 
 
-def _square_of(graph: Graph, value: int) -> int | None:
+def _is_square_of(graph: Graph, value: int, of: int) -> bool:
     node = made_by(graph, value, "mul", "pow", "square")
-    if node is None:
-        return None
-    x = operand_of(graph, node, "x")
+    x = None if node is None else operand_of(graph, node, "x")
+    if node is None or x is None or exact_root(graph, x) != exact_root(graph, of):
+        return False
     if node.op == "mul":
-        return x if x == operand_of(graph, node, "other") else None
-    if node.op == "pow":
-        return x if node.arguments.get("exponent") == 2 else None
-    return x
+        return x == operand_of(graph, node, "other")
+    return node.op == "square" or node.arguments.get("exponent") == 2
 
 
 @fact("div")
@@ -117,5 +117,5 @@ def _unit_vector(graph: Graph, node: Node, intervals: Intervals, result: Interva
     order = norm.arguments.get("ord", norm.arguments.get("p", 2))
     if order not in (1, 2, math.inf):
         return result
-    reach = 1 + 4 * gamma(math.prod(graph.values[x].shape) + 4, result.dtype)
+    reach = 1 + 4 * sum_slack(math.prod(graph.values[x].shape), result.dtype)
     return result.with_nan(False).intersect(-reach, reach)

@@ -14,6 +14,7 @@ from ranum.analysis.facts._patterns import (
     operand_of,
     reduced_dims,
     root,
+    sum_slack,
 )
 from ranum.analysis.graph import Graph, Node
 from ranum.analysis.interval import Interval, gamma, unit_roundoff
@@ -69,7 +70,7 @@ def _sum_of_shifted(graph: Graph, node: Node, intervals: Intervals, result: Inte
     if shifted is None or not set(shifted) <= set(dims) or not intervals[inner].is_finite:
         return result
     terms = count_over(shape, dims)
-    return result.intersect(lower=1.0, upper=terms * (1 + gamma(terms, result.dtype)))
+    return result.intersect(lower=1.0, upper=terms * (1 + sum_slack(terms, result.dtype)))
 
 
 @fact("div")
@@ -80,7 +81,7 @@ def _part_of_whole(graph: Graph, node: Node, intervals: Intervals, result: Inter
     if dims is None or part is None:
         return result
     terms = count_over(graph.values[part].shape, dims)
-    slack = gamma(terms, result.dtype) + unit_roundoff(result.dtype)
+    slack = sum_slack(terms, result.dtype)
     return result.with_nan(False).intersect(0.0, 1.0 + slack)
 
 
