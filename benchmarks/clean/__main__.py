@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection
 
 import torch
 
-from benchmarks.clean.judge import DTYPES, LEVELS, Row, judge
+from benchmarks.clean.judge import DTYPES, LEVELS, Finding, Row, judge
 from benchmarks.clean.table import CASES
 from benchmarks.measure import heading, table
 
@@ -21,7 +21,7 @@ def main() -> int:
     parser.add_argument("--real", action="store_true", help="also the sizes people train")
     parser.add_argument("--levels", nargs="+", choices=LEVELS, default=list(LEVELS))
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
-    parser.add_argument("--confirm", action="store_true", help="search a witness of every alarm")
+    parser.add_argument("--seconds", type=float, default=20.0, help="for witnesses, per analysis")
     parser.add_argument("--quiet", action="store_true", help="only the table")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -71,7 +71,7 @@ def _work(name: str, arguments: argparse.Namespace, sender: Connection) -> None:
             CASES[name],
             levels=tuple(arguments.levels),
             dtypes=tuple(arguments.dtypes),
-            confirm=arguments.confirm,
+            seconds=arguments.seconds,
         )
     except Exception:  # the other cases go on
         row = Row(name=name, error=traceback.format_exc())
@@ -83,8 +83,12 @@ def _tell(row: Row) -> None:
     if row.error:
         print("    " + row.error.replace("\n", "\n    "))
     for (dtype, level), found in row.findings.items():
-        lines = [f"alarm: {line}" for line in found.alarms]
-        lines += [f"real:  {line}" for line in found.known]
+        lines = [f"alarm: {alarm.text}" for alarm in row.unexplained(found)]
+        lines += [
+            f"real: {alarm.text}; {alarm.witness or 'witness at another level'}"
+            for alarm in found.alarms
+            if alarm.key in row.real
+        ]
         lines += [f"unknown: {', '.join(found.unknown)}"] if found.unknown else []
         lines += found.faults
         print(f"  {dtype} {level}: loss <= {found.loss:.4g}, {1e3 * found.seconds:.0f} ms")
@@ -108,14 +112,17 @@ def _table(rows: list[Row], levels: list[str], dtypes: list[str]) -> str:
         cells.append(str(sum(int(u.rsplit("x", 1)[1]) for u in first.unknown)))
         for key in keys:
             found = row.findings.get(key)
-            cells.append(_verdict(found.alarms, found.known) if found else "-")
+            cells.append(_verdict(row, found) if found else "-")
         lines.append(cells)
     return table(columns, lines)
 
 
-def _verdict(alarms: tuple[str, ...], known: tuple[str, ...]) -> str:
-    real = f" ({len(known)} real, with witness)" if known else ""
-    return f"{len(alarms)}{real}"
+def _verdict(row: Row, found: Finding) -> str:
+    alarms, proven = row.unexplained(found), sum(1 for a in found.alarms if a.witness)
+    shown = len(found.alarms) - len(alarms) - proven
+    text = str(len(alarms))
+    text += f" + {proven} real" if proven else ""
+    return text + (f" + {shown} real at another level" if shown else "")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -47,14 +47,12 @@ class Case:
         make: Builds it; imports its library only then.
         real: True for the size people train; False for a tiny one of the same shape.
         half: False where the architecture's own code does not run in bfloat16.
-        known: Defects that are real, by source line, with the reason.
     """
 
     name: str
     make: Callable[[], Workload]
     real: bool = False
     half: bool = True
-    known: Mapping[str, str] = field(default_factory=dict)
 
 
 CASES: dict[str, Case] = {}

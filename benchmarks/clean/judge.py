@@ -14,10 +14,26 @@ import torch
 
 from benchmarks.clean.case import Case, Workload
 from ranum.analysis import analyze
-from ranum.analysis.result import Analysis
+from ranum.analysis.confirm import confirm_all
+from ranum.analysis.result import Analysis, Defect
 
 LEVELS = ("initial", "envelope")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alarm:
+    """One defect of an analysis.
+
+    Attributes:
+        key: Code, operator, file and line: the same at every level.
+        text: For the reader.
+        witness: How the model's own code failed; "" if no witness was found.
+    """
+
+    key: tuple[str, ...]
+    text: str
+    witness: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,16 +44,14 @@ class Finding:
         seconds: CPU time of the analysis, capture excluded.
         loss: Upper bound of the loss.
         unknown: Operators without a transfer function, with their number.
-        alarms: One line per defect that is not known to be real.
-        known: One line per defect that is, with its reason.
+        alarms: All defects.
         faults: Transfer functions that failed.
     """
 
     seconds: float
     loss: float
     unknown: tuple[str, ...] = ()
-    alarms: tuple[str, ...] = ()
-    known: tuple[str, ...] = ()
+    alarms: tuple[Alarm, ...] = ()
     faults: tuple[str, ...] = ()
 
 
@@ -64,9 +78,20 @@ class Row:
     error: str = ""
 
     @property
+    def real(self) -> set[tuple[str, ...]]:
+        """Keys of the defects that have a witness at some level."""
+        return {
+            alarm.key for found in self.findings.values() for alarm in found.alarms if alarm.witness
+        }
+
+    def unexplained(self, found: Finding) -> list[Alarm]:
+        """The alarms of a finding that no witness explains."""
+        return [alarm for alarm in found.alarms if alarm.key not in self.real]
+
+    @property
     def is_clean(self) -> bool:
-        """True if it ran and no alarm was raised that is not known to be real."""
-        return not self.error and not any(found.alarms for found in self.findings.values())
+        """True if it ran and every alarm is explained."""
+        return not self.error and not any(map(self.unexplained, self.findings.values()))
 
 
 def judge(
@@ -74,9 +99,9 @@ def judge(
     *,
     levels: tuple[str, ...] = LEVELS,
     dtypes: tuple[str, ...] = tuple(DTYPES),
-    confirm: bool = False,
+    seconds: float = 20.0,
 ) -> Row:
-    """The row of a case."""
+    """The row of a case; `seconds` is the time for the search of witnesses per analysis."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     row = Row(name=case.name)
     for dtype in dtypes:
@@ -89,18 +114,20 @@ def judge(
             if not row.parameters:
                 row.parameters, row.forward = workload.parameters, _forward_seconds(workload)
             for level in levels:
-                analysis = analyse(workload, level, confirm=confirm)
+                analysis = analyse(workload, level)
                 row.operators = row.operators or len(analysis.graph.nodes)
                 row.capture = row.capture or analysis.capture_seconds
-                row.findings[dtype, level] = _finding(case, analysis)
+                if analysis.defects and level != "initial" and seconds > 0:
+                    analysis = confirm_all(analysis, seconds=seconds)
+                row.findings[dtype, level] = _finding(analysis)
     return row
 
 
-def analyse(workload: Workload, level: str, *, confirm: bool = False) -> Analysis:
+def analyse(workload: Workload, level: str) -> Analysis:
     """The analysis of one step with weights of one level."""
     names = tuple(workload.batch)
     step = _step(workload, names)
-    return analyze(step, *workload.batch.values(), weights=level, confirm=confirm)  # type: ignore[arg-type]
+    return analyze(step, *workload.batch.values(), weights=level)  # type: ignore[arg-type]
 
 
 def _step(workload: Workload, names: tuple[str, ...]) -> Callable[..., Any]:
@@ -123,23 +150,26 @@ def _forward_seconds(workload: Workload, repeats: int = 3) -> float:
     return statistics.median(forward() for _ in range(repeats))
 
 
-def _finding(case: Case, analysis: Analysis) -> Finding:
-    alarms, known = [], []
-    for defect in analysis.defects:
-        reason = next((why for part, why in case.known.items() if part in str(defect.source)), "")
-        line = (
-            f"{defect.code} {defect.op} at {defect.source} `{defect.source.expression}`: "
-            f"{defect.bounds}, {defect.outcome}"
-        )
-        if defect.witness is not None:
-            line += f"; witness {defect.witness.to_dict()}"
-        (known if reason else alarms).append(f"{line}; {reason}" if reason else line)
+def _finding(analysis: Analysis) -> Finding:
     bound = analysis.bounds.get("loss")
     return Finding(
         seconds=analysis.analysis_seconds,
         loss=float("nan") if bound is None else bound.high,
         unknown=tuple(f"{item.op} x{item.count}" for item in analysis.unknowns),
-        alarms=tuple(alarms),
-        known=tuple(known),
+        alarms=tuple(_alarm(defect) for defect in analysis.defects),
         faults=tuple(note for note in analysis.notes if note.startswith("transfer function")),
+    )
+
+
+def _alarm(defect: Defect) -> Alarm:
+    source = defect.source
+    witness = ""
+    if defect.witness is not None:
+        low, high = defect.witness.operand
+        witness = f"{defect.witness.outcome} for operands in [{low:.4g}, {high:.4g}]"
+    return Alarm(
+        key=(defect.code, defect.op, source.file, str(source.line)),
+        text=f"{defect.code} {defect.op} at {source} `{source.expression}`: "
+        f"{defect.bounds}, {defect.outcome}",
+        witness=witness,
     )

@@ -107,6 +107,12 @@ class _Hunt:
         ]
 
     def run(self) -> Witness | None:
+        for movable, start in self._special():  # each costs one run; a descent costs eighty
+            if time.monotonic() > self._deadline:
+                return None
+            found = self._verify(start, movable)
+            if found is not None:
+                return self._reduced(start, movable, found)
         for movable, start in self._starts():
             if time.monotonic() > self._deadline:
                 return None
@@ -120,15 +126,21 @@ class _Hunt:
 
     # --- where to start ---------------------------------------------------------------------
 
-    def _starts(self) -> Iterator[tuple[list[Value], _Point]]:
-        """Recorded point, special points, random ones; inputs alone before weights as well."""
+    def _sets(self) -> list[list[Value]]:
+        """What may move: the inputs alone, before the weights as well."""
         sets = [self._inputs] if self._inputs else []
-        if self._weights:
-            sets.append(self._inputs + self._weights)
-        for movable in sets:
+        return [*sets, self._inputs + self._weights] if self._weights else sets
+
+    def _special(self) -> Iterator[tuple[list[Value], _Point]]:
+        """The recorded point, and zeros."""
+        for movable in self._sets():
             yield movable, self._recorded()
             yield movable, self._filled(movable, lambda low, high: torch.zeros_like(low))
-        for movable in reversed(sets):
+
+    def _starts(self) -> Iterator[tuple[list[Value], _Point]]:
+        """Special points, then random ones."""
+        yield from self._special()
+        for movable in reversed(self._sets()):
             for _ in range(self._restarts):
                 yield movable, self._filled(movable, self._random)
 
