@@ -115,6 +115,8 @@ _SPECIAL: dict[str, Callable[..., Any]] = {
     "expand": lambda x, shape: x.expand(shape),
     "identity": lambda x: x,
     "cast": lambda x, dtype: x.to(_wide(dtype)),
+    "index": lambda x, indices, shape=None: torch.ops.aten.index(x, indices),
+    "masked_select": lambda x, mask, shape=None: x.masked_select(mask),
     "copy": lambda x, src: src.to(x.dtype).expand(x.shape),
     "full": _full,
     "join": _join,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -19,6 +20,15 @@ X = torch.randn(4, 6)
 Y = torch.tensor([0, 1, 2, 3])
 WIDE = {"x": (-200.0, 200.0)}
 WEIGHT = nn.Parameter(torch.randn(6, 6) * 0.1)
+EYE = torch.eye(4, 6)
+CAUSAL = torch.ones(4, 4).triu(1).bool()
+ADDED = torch.zeros(4, 4).masked_fill(CAUSAL, -math.inf)
+LARGE = torch.ones(400, 400).triu(1).bool()
+
+
+def softmax_by_hand(x: Tensor) -> Tensor:
+    e = torch.exp(x - x.amax(-1, keepdim=True))
+    return e / e.sum(-1, keepdim=True)
 
 
 @dataclass(frozen=True)
@@ -67,6 +77,33 @@ BROKEN = {
     "RN108 atanh": Program(lambda x: torch.atanh(torch.tanh(x)).mean()),
     "RN108 erfinv": Program(lambda x: torch.erfinv(torch.tanh(x)).mean()),
     "RN108 tan": Program(lambda x: torch.tan(x).mean()),
+    "RN109 mean over a mask": Program(lambda x: x[x > 1].mean()),
+    "RN109 loss over a mask": Program(lambda x: F.mse_loss(x[x > 1], 2 * x[x > 1])),
+    "RN109 mean of nothing": Program(lambda x: x[:0].mean()),
+    "RN110 mask that depends on the input": Program(
+        lambda x: torch.softmax((x @ WEIGHT).masked_fill(x > 0, -math.inf), -1).mean()
+    ),
+    "RN110 row without any": Program(
+        lambda x: torch.log_softmax(
+            torch.where(torch.arange(4)[:, None] < 3, x @ WEIGHT, -math.inf), -1
+        ).mean()
+    ),
+    "RN110 logsumexp": Program(
+        lambda x: torch.logsumexp((x @ WEIGHT).masked_fill(x > 0, -math.inf), -1).sigmoid().mean()
+    ),
+    "RN111 0 * inf": Program(lambda x: (x + (x > 0).float() * -math.inf).softmax(-1).mean()),
+    "RN111 0 * inf in a constant": Program(
+        lambda x: (x + (1 - EYE) * -math.inf).softmax(-1).mean()
+    ),
+    "RN111 inf - inf": Program(
+        lambda x: (x.masked_fill(x > 0, -math.inf) - x.masked_fill(x > 1, -math.inf)).mean()
+    ),
+    "RN111 p log p": Program(
+        lambda x: (
+            torch.softmax(x.masked_fill(EYE > 0, -math.inf), -1)
+            * torch.log_softmax(x.masked_fill(EYE > 0, -math.inf), -1)
+        ).sum()
+    ),
     "RN107 half precision square": Program(
         lambda x: ((x @ WEIGHT).half() * 1000).pow(1).sum(), {"x": (-2000.0, 2000.0)}
     ),
@@ -109,6 +146,42 @@ HEALTHY = {
     "RN108 atan2": Program(lambda x: torch.atan2(x, x.abs() + 1).mean()),
     "RN108 clamped": Program(lambda x: torch.atanh(torch.tanh(x).clamp(-0.999, 0.999)).mean()),
     "RN108 tan between two poles": Program(lambda x: torch.tan(torch.tanh(x)).mean()),
+    "RN109 sum over a count of at least 1": Program(
+        lambda x: x[x > 1].sum() / max(int((x > 1).sum()), 1)
+    ),
+    "RN109 mask of integers, as recorded": Program(lambda x: x[Y > 1].mean()),
+    "RN109 mask that always holds somewhere": Program(lambda x: x[x > -300].mean()),
+    "RN109 biased variance of one": Program(lambda x: x[:1].var(0, unbiased=False).sum()),
+    "RN110 causal": Program(
+        lambda x: torch.softmax((x @ WEIGHT)[:, :4].masked_fill(CAUSAL, -math.inf), -1).mean()
+    ),
+    "RN110 added mask": Program(
+        lambda x: torch.log_softmax((x @ WEIGHT)[:, :4] / 3 + ADDED, -1)[:, 0].mean()
+    ),
+    "RN110 large causal mask": Program(
+        lambda x: torch.softmax(
+            (x[:1, :1] * LARGE.float()).masked_fill(LARGE, -math.inf), -1
+        ).mean()
+    ),
+    "RN110 large causal mask, by hand": Program(
+        lambda x: softmax_by_hand((x[:1, :1] * LARGE.float()).masked_fill(LARGE, -math.inf)).mean()
+    ),
+    "RN110 least number": Program(
+        lambda x: torch.softmax(
+            (x @ WEIGHT).masked_fill(x > 0, torch.finfo(torch.float32).min), -1
+        ).mean()
+    ),
+    "RN110 attention with nothing to attend to": Program(
+        lambda x: F.scaled_dot_product_attention(
+            x[None], x[None], x[None], attn_mask=x[:, :4] > 0
+        ).mean()
+    ),
+    "RN111 masked_fill": Program(
+        lambda x: (x.masked_fill(EYE > 0, -math.inf) * 2 + 1).softmax(-1).mean()
+    ),
+    "RN111 entropy, masked again": Program(
+        lambda x: torch.where(EYE > 0, 0.0, torch.softmax(x.masked_fill(EYE > 0, -1e9), -1)).sum()
+    ),
     "RN107 layer norm": Program(lambda x: F.layer_norm(x @ WEIGHT, (6,)).sum()),
 }
 
@@ -139,6 +212,12 @@ def test_every_rule_has_a_page(code):
     page = CODES[code].__doc__
     for heading in ("What it finds", "Why it matters", "Known misses", "Remedies", "Example"):
         assert heading in page, f"{code} has no {heading!r}"
+
+
+@pytest.mark.filterwarnings("ignore:.*degrees of freedom")
+@pytest.mark.parametrize("spread", [torch.var, torch.std])
+def test_an_unbiased_variance_of_one_sample_is_named(spread):
+    assert codes(Program(lambda x: spread(x[:1], 0).sum())) == {"RN109"}
 
 
 def test_a_code_cannot_be_taken_twice():

@@ -32,6 +32,10 @@ READS = [
     ),
     Case("index", {"x": Arg((4, 3, 2)), "indices": [KNOWN_MASK]}),
     Case("index", {"x": Arg((2, 3)), "indices": [None, Arg((3,), dtype=torch.bool, exact=True)]}),
+    Case(
+        "masked_scatter",
+        {"x": Arg((2, 3)), "mask": Arg((2, 3), dtype=torch.bool, exact=True), "source": Arg((6,))},
+    ),
     Case("index_select", {"x": TABLE, "dim": -1, "index": known(3, high=3)}),
     Case("index_select", {"x": TABLE, "dim": 0, "index": unknown(6, high=4)}),
     Case("gather", {"x": TABLE, "dim": 1, "index": known(3, 6, high=3)}),

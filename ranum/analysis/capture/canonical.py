@@ -160,7 +160,19 @@ def canonicalize(func: Any, bound: dict[str, Any], output: Tensor) -> Canonical:
         return Canonical("bernoulli", None, {"shape": shape, "dtype": output.dtype})
     dropped = _DROPPED | {argument.name for argument in func._schema.arguments if argument.is_out}
     kept = {name: value for name, value in bound.items() if name not in dropped}
+    if _picks_by_mask(op, kept):
+        kept["shape"] = shape
     return Canonical(op, functional(func), kept)
+
+
+def _picks_by_mask(op: str, arguments: dict[str, Any]) -> bool:
+    """True for operators whose result is as large as a mask holds: the shape seen is kept."""
+    if op == "masked_select":
+        return True
+    return op == "index" and any(
+        isinstance(item, Tensor) and item.dtype in (torch.bool, torch.uint8)
+        for item in arguments["indices"]
+    )
 
 
 def parts(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 
-from ranum.analysis.graph import Node
+from ranum.analysis.graph import Graph, Node
 from ranum.analysis.interval import Interval
 from ranum.errors import ArgumentError
 
@@ -35,13 +35,27 @@ class Problem:
     gradient_only: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What lies around the operator that is judged.
+
+    Attributes:
+        graph: The recorded step.
+        interval: Bounds of a value by number; None where they are not computed (yet).
+    """
+
+    graph: Graph
+    interval: Callable[[int], Interval | None]
+
+
 @dataclass(frozen=True)
 class DefectRule(ABC):
     """One family of numerical defects.
 
     A rule sees one operator at a time: its arguments with intervals in place of tensors, and
-    its result. It is pure. The docstring of a subclass is its page: What it finds, Why it
-    matters, Known misses, Remedies, Example, References.
+    its result; one that needs more sees the graph as well (`check_in`). It is pure. The
+    docstring of a subclass is its page: What it finds, Why it matters, Known misses, Remedies,
+    Example, References.
     """
 
     code: ClassVar[str]
@@ -51,10 +65,18 @@ class DefectRule(ABC):
     values have grown beyond that by themselves is not this operator's defect."""
     is_about_result: ClassVar[bool] = False
     """True for rules that never object to a finite result."""
+    is_exhaustive: ClassVar[bool] = True
+    """True if the rules about any operator (RN107, RN111) have nothing to add to this one."""
 
     @abstractmethod
     def check(self, node: Node, arguments: Mapping[str, Any], result: Interval) -> Problem | None:
         """The problem the operator can have for these intervals, or None."""
+
+    def check_in(
+        self, scene: Scene, node: Node, arguments: Mapping[str, Any], result: Interval
+    ) -> Problem | None:
+        """As `check`, for rules that look at other operators as well."""
+        return self.check(node, arguments, result)
 
 
 CODES: dict[str, type[DefectRule]] = {}

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from ranum.analysis import facts
-from ranum.analysis.defects.base import CODES, DefectRule, Problem
+from ranum.analysis.defects.base import CODES, DefectRule, Problem, Scene
 from ranum.analysis.defects.ordinary import ordinary
 from ranum.analysis.graph import Graph, Node, Ref
 from ranum.analysis.interval import Interval
@@ -31,7 +31,8 @@ from ranum.analysis.propagate import (
 from ranum.analysis.result import Defect
 
 _GRADIENT_CODE = "RN106"
-_OVERFLOW_CODE = "RN107"
+_GENERAL_CODES = ("RN107", "RN111")
+"""Rules about any operator of the forward pass."""
 
 _ATTEMPTS = 4
 """Walks until all blocks are kept."""
@@ -95,10 +96,12 @@ class _Search:
         self._graph = walk.graph
         self._diverged: set[int] = set()
         self._rules = {code: cls() for code, cls in CODES.items()}
-        self._by_op: dict[str, DefectRule] = {
-            op: rule for rule in self._rules.values() for op in rule.ops
-        }
-        self._overflow = self._rules[_OVERFLOW_CODE]
+        self._by_op: dict[str, tuple[DefectRule, ...]] = {}
+        for rule in self._rules.values():
+            for op in rule.ops:
+                self._by_op[op] = (*self._by_op.get(op, ()), rule)
+        self._general = tuple(self._rules[code] for code in _GENERAL_CODES)
+        self._scene = Scene(self._graph, self._interval_now)
         self._defects: dict[tuple[Any, ...], Defect] = {}
         self._flagged: set[int] = set()
 
@@ -136,33 +139,66 @@ class _Search:
     ) -> list[Interval]:
         """Reports the node if a rule objects; the outputs to go on with."""
         node = step.node
-        rule = self._rule(node)
-        if rule.is_about_result and all(item.is_finite for item in _looked_at(node, outputs)):
+        rules = self._rules_for(node)
+        if all(item.is_finite for item in _looked_at(node, outputs)):
+            rules = tuple(rule for rule in rules if not rule.is_about_result)
+        if not rules or node.forward in self._flagged or not outputs or _is_complex(step):
             return outputs
-        if node.forward in self._flagged or not outputs or _is_complex(step):
+        found = self._first_problem(rules, node, arguments, outputs)
+        if found is None or node in self.true.known.unknown:
             return outputs
-        problem = _first_problem(rule, node, arguments, outputs)
-        if problem is None or node in self.true.known.unknown:
-            return outputs
-        if facts.is_guarded(self._graph, node, self._readers):
-            return outputs
+        rule, problem = found
         self._part()
+        if self._is_harmless(node, outputs):
+            return [_moderate_part(output) for output in outputs]
         if rule.is_about_size:
             usual = ordinary(self.judged, step, arguments, self._flagged)
             tamed = self.judged.outputs(step, usual)
-            problem = _first_problem(rule, node, usual, tamed)
-            if problem is None:
+            found = self._first_problem((rule,), node, usual, tamed)
+            if found is None:
                 # Sizes do not add up behind this operator: as if its operands were ordinary.
                 return [one if one.is_finite else _moderate_part(one) for one in tamed]
+            problem = found[1]
         if not self.true.known.loose.isdisjoint(node.operands):
             self.doubtful.add(node.index)
         self._report(rule, node, problem)
         return self._continued(step, problem, outputs)
 
-    def _rule(self, node: Node) -> DefectRule:
+    def _rules_for(self, node: Node) -> tuple[DefectRule, ...]:
         if node.phase == "backward":
-            return self._rules[_GRADIENT_CODE]
-        return self._by_op.get(node.op, self._overflow)
+            return (self._rules[_GRADIENT_CODE],)
+        own = self._by_op.get(node.op)
+        if own is None:
+            return self._general
+        return own if any(rule.is_exhaustive for rule in own) else own + self._general
+
+    def _first_problem(
+        self,
+        rules: Sequence[DefectRule],
+        node: Node,
+        arguments: Mapping[str, Any],
+        outputs: Sequence[Interval],
+    ) -> tuple[DefectRule, Problem] | None:
+        """The first objection to the first output, or in a backward operator to any."""
+        for rule in rules:
+            for output in _looked_at(node, outputs):
+                problem = rule.check_in(self._scene, node, arguments, output)
+                if problem is not None:
+                    return rule, problem
+        return None
+
+    def _is_harmless(self, node: Node, outputs: Sequence[Interval]) -> bool:
+        """True if other operators keep the problem from happening, or from being seen."""
+        known = self.judged.known.intervals
+        return (
+            facts.is_guarded(self._graph, node, self._readers)
+            or facts.is_discarded(self._graph, node, self._readers)
+            or facts.divides_by_nonzero(self._graph, node, known)
+            or facts.is_absorbed(self._graph, node, outputs, known, self._readers)
+        )
+
+    def _interval_now(self, number: int) -> Interval | None:
+        return self.judged.known.intervals.get(number)
 
     def _report(self, rule: DefectRule, node: Node, problem: Problem) -> None:
         blamed, argument = node, problem.argument
@@ -241,14 +277,6 @@ class _Search:
             if node.phase == "forward" and not reached.isdisjoint(node.operands):
                 reached.update(number for number in node.outputs if number is not None)
         return self._graph.loss in reached
-
-
-def _first_problem(
-    rule: DefectRule, node: Node, arguments: Mapping[str, Any], outputs: Sequence[Interval]
-) -> Problem | None:
-    """The rule's objection to the first output, or in a backward operator to any."""
-    problems = (rule.check(node, arguments, output) for output in _looked_at(node, outputs))
-    return next((problem for problem in problems if problem is not None), None)
 
 
 def _is_complex(step: Step) -> bool:

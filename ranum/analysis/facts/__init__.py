@@ -11,20 +11,32 @@ from __future__ import annotations
 
 from ranum.analysis.facts import (  # noqa: F401 - they fill the table
     attention,
+    branches,
     differences,
     extremes,
     guards,
+    masked,
     norms,
     order,
     shares,
     softmax,
 )
 from ranum.analysis.facts._patterns import COUNT_FACTS, FACTS, Intervals, root
+from ranum.analysis.facts.absorbed import is_absorbed
+from ranum.analysis.facts.branches import divides_by_nonzero, is_discarded
 from ranum.analysis.facts.guards import is_guarded
 from ranum.analysis.graph import Graph, Node
 from ranum.analysis.interval import Interval
 
-__all__ = ["has_facts", "is_guarded", "refine", "root"]
+__all__ = [
+    "divides_by_nonzero",
+    "has_facts",
+    "is_absorbed",
+    "is_discarded",
+    "is_guarded",
+    "refine",
+    "root",
+]
 
 
 def has_facts(op: str) -> bool:

@@ -34,9 +34,35 @@ def is_guarded(graph: Graph, node: Node, readers: Mapping[int, tuple[int, ...]])
         return False
     read_by = [graph.nodes[index] for index in readers.get(output, ())]
     return bool(read_by) and all(
-        (guard := _guarded(graph, reader)) is not None and guard[:2] == (output, denominator)
+        (guard := _guarded(graph, reader)) is not None
+        and guard[0] == output
+        and _vanishes_only_with(graph, denominator, guard[1])
         for reader in read_by
     )
+
+
+def _vanishes_only_with(graph: Graph, denominator: int, tested: int) -> bool:
+    """True if the denominator is 0 only where the tested value is.
+
+    Of the value itself; of a multiple of it; and of a power of a p-norm up to p - 1, which in
+    float32 and float64 does not underflow: the norm is not below the p-th root of the
+    smallest number.
+    """
+    if denominator == tested:
+        return True
+    node = graph.producer(denominator)
+    if node is None or operand_of(graph, node, "x") != tested:
+        return False
+    if node.op == "mul":
+        factor = node.arguments["other"]
+        return isinstance(factor, (int, float)) and abs(factor) >= 1
+    exponent = node.arguments.get("exponent") if node.op == "pow" else None
+    norm = made_by(graph, tested, "linalg_vector_norm", "norm")
+    if norm is None or not isinstance(exponent, (int, float)):
+        return False
+    order = norm.arguments.get("ord", norm.arguments.get("p", 2))
+    is_wide = graph.values[denominator].dtype.itemsize >= 4
+    return is_wide and isinstance(order, (int, float)) and 0 < exponent <= order - 1
 
 
 def _denominator(graph: Graph, node: Node) -> int | None:

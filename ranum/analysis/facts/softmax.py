@@ -56,7 +56,10 @@ def _same_terms(graph: Graph, node: Node, intervals: Intervals, result: Interval
 
 @fact("sum")
 def _sum_of_shifted(graph: Graph, node: Node, intervals: Intervals, result: Interval) -> Interval:
-    """Sum exp(x - max x) lies in [1, n]: one term is exp(0) = 1, none is above it."""
+    """Sum exp(x - max x) lies in [1, n]: one term is exp(0) = 1, none is above it.
+
+    An x of -inf adds exp(-inf) = 0; a row of nothing else would make the difference NaN.
+    """
     operand = operand_of(graph, node, "x")
     if operand is None:
         return result
@@ -67,7 +70,7 @@ def _sum_of_shifted(graph: Graph, node: Node, intervals: Intervals, result: Inte
     shape = graph.values[operand].shape
     dims = reduced_dims(node, len(shape))
     shifted = _shift(graph, inner)
-    if shifted is None or not set(shifted) <= set(dims) or not intervals[inner].is_finite:
+    if shifted is None or not set(shifted) <= set(dims) or intervals[inner].may_nan:
         return result
     terms = count_over(shape, dims)
     return result.intersect(lower=1.0, upper=terms * (1 + sum_slack(terms, result.dtype)))

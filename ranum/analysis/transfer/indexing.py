@@ -24,12 +24,18 @@ aten = torch.ops.aten
 
 
 @transfer("index")
-def index(x: Interval, indices: Sequence[Interval | None]) -> Interval:
+def index(
+    x: Interval, indices: Sequence[Interval | None], shape: Sequence[int] | None = None
+) -> Interval:
     """x[indices]; an unknown index may pick any element along its dimension.
 
+    What an unknown mask picks has the shape of the recorded step, `shape`.
+
     Raises:
-        ValueError: For an unknown boolean mask, whose result has no known shape.
+        ValueError: For an unknown boolean mask, if `shape` is not given.
     """
+    if shape is not None and any(_is_unknown_mask(item) for item in indices):
+        return _reshaped_hull(x, shape)
     picks = _picks(indices)
     dims = [dim for dim, pick in enumerate(picks) if pick is not None]
     shape = _indexed_shape(x.shape, picks)
@@ -40,6 +46,10 @@ def index(x: Interval, indices: Sequence[Interval | None]) -> Interval:
     merged = x.merged([dim for dim in range(len(x.shape)) if dim not in dims])
     first = [None if pick is None else _first(pick) for pick in picks]
     return moved(lambda bound: _index(bound, first), merged, shape)
+
+
+def _is_unknown_mask(item: Interval | None) -> bool:
+    return item is not None and item.dtype in (torch.bool, torch.uint8) and not item.is_point
 
 
 def _picks(indices: Sequence[Interval | None]) -> list[Interval | None]:
@@ -122,21 +132,31 @@ def embedding(
 
 
 @transfer("masked_select")
-def masked_select(x: Interval, mask: Interval) -> Interval:
-    """Elements where a mask holds, as a vector.
+def masked_select(x: Interval, mask: Interval, shape: Sequence[int] | None = None) -> Interval:
+    """Elements where a mask holds, as a vector; for an unknown mask, of the recorded length.
 
     Raises:
-        ValueError: For an unknown mask, whose result has no known shape.
+        ValueError: For an unknown mask, if `shape` is not given.
     """
+    if not mask.is_point and shape is not None:
+        return _reshaped_hull(x, shape)
     if not mask.is_point:
         raise ValueError("masked_select by an unknown mask has no known shape")
-    shape = shape_of(x, mask)
-    chosen = mask.lower.expand(shape)
+    full = shape_of(x, mask)
+    chosen = mask.lower.expand(full)
     count = int(chosen.sum())
-    return moved(lambda bound: bound[chosen], unmerged(expand(x, shape)), (count,))
+    return moved(lambda bound: bound[chosen], unmerged(expand(x, full)), (count,))
 
 
 # --- writing by index ----------------------------------------------------------------------
+
+
+@transfer("masked_scatter")
+def masked_scatter(x: Interval, mask: Interval, source: Interval) -> Interval:
+    """Elements of the source, in order, where the mask holds; x elsewhere."""
+    if source.is_empty_tensor:
+        return x
+    return union(x, _reshaped_hull(source, (1,) * len(x.shape)))
 
 
 @transfer("slice_scatter")
@@ -252,8 +272,13 @@ def index_put(
 ) -> Interval:
     """x[indices] = values, or += with `accumulate`.
 
-    Where positions repeat, any of the values written there may stay.
+    Where positions repeat, any of the values written there may stay. A mask has no position
+    twice.
     """
+    if any(_is_unknown_mask(item) for item in indices):
+        if accumulate:
+            return _accumulated_somewhere(x, values, 1)
+        return union(x, _reshaped_hull(values, (1,) * len(x.shape)))
     picks = _picks(indices)
     known = [None if pick is None else pick.lower for pick in picks]
     shape = _indexed_shape(x.shape, picks)

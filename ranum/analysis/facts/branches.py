@@ -1,0 +1,279 @@
+"""What a condition says about the branch it guards: where(x > c, x, y) takes only x > c.
+
+The double-where idiom, log(where(x > 0, x, 1)), is safe by this alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ranum.analysis.facts._patterns import (
+    SAME_ELEMENTS,
+    Intervals,
+    aligned,
+    fact,
+    made_by,
+    operand_of,
+    reduced_dims,
+    root,
+    same,
+)
+from ranum.analysis.graph import Graph, Node, Ref
+from ranum.analysis.interval import Interval
+
+_OPPOSITE = {"gt": "le", "ge": "lt", "lt": "ge", "le": "gt", "eq": "ne", "ne": "eq"}
+_BOTH = frozenset({"logical_and", "bitwise_and", "__and__"})
+_EITHER = frozenset({"logical_or", "bitwise_or", "__or__"})
+_NEITHER = frozenset({"logical_not", "bitwise_not"})
+
+Constraint = tuple[int, str, float]
+"""A value, a comparison that holds for it, and the number it is compared with."""
+
+
+def constraints(graph: Graph, mask: object, holds: bool, depth: int = 4) -> list[Constraint]:
+    """Comparisons with numbers that hold where a mask is true (or false, if not `holds`)."""
+    if not isinstance(mask, Ref) or depth == 0:
+        return []
+    node = made_by(graph, mask.value, *_OPPOSITE, *_BOTH, *_EITHER, *_NEITHER)
+    if node is None:
+        return []
+    if node.op in _NEITHER:
+        return constraints(graph, node.arguments["x"], not holds, depth - 1)
+    if node.op in _BOTH or node.op in _EITHER:
+        if (node.op in _BOTH) != holds:
+            return []
+        return [
+            found
+            for name in ("x", "other")
+            for found in constraints(graph, node.arguments[name], holds, depth - 1)
+        ]
+    value, number = operand_of(graph, node, "x"), _number(graph, node.arguments["other"])
+    if value is None or number is None:
+        return []
+    return [(value, node.op if holds else _OPPOSITE[node.op], number)]
+
+
+def _number(graph: Graph, argument: object) -> float | None:
+    """The number an operand is, if it is one for all elements."""
+    if isinstance(argument, (int, float)):
+        return float(argument)
+    if isinstance(argument, Ref):
+        value = graph.values[argument.value]
+        if value.kind == "constant" and value.data is not None and value.data.numel() == 1:
+            return float(value.data)
+    return None
+
+
+def _branches(node: Node) -> list[tuple[Any, bool]]:
+    """Both branches of a choice, and whether the mask is true where they are taken."""
+    arguments = node.arguments
+    if node.op == "masked_fill":
+        return [(arguments["value"], True), (arguments["x"], False)]
+    return [(arguments["x"], True), (arguments["other"], False)]
+
+
+def _mask(node: Node) -> object:
+    return node.arguments["mask" if node.op == "masked_fill" else "condition"]
+
+
+@fact("where", "masked_fill")
+def _chosen_branch(graph: Graph, node: Node, intervals: Intervals, result: Interval) -> Interval:
+    """Each branch narrowed by the condition under which it is taken; then their hull."""
+    lower, upper = math.inf, -math.inf
+    for branch, holds in _branches(node):
+        low, high = _narrowed(graph, branch, constraints(graph, _mask(node), holds), intervals)
+        lower, upper = min(lower, low), max(upper, high)
+    if not lower <= upper or (lower <= result.low and upper >= result.high):
+        return result
+    return result.intersect(lower, upper)
+
+
+def _narrowed(
+    graph: Graph, branch: Any, known: list[Constraint], intervals: Intervals
+) -> tuple[float, float]:
+    if not isinstance(branch, Ref):
+        return float(branch), float(branch)
+    interval = intervals[branch.value]
+    low, high = interval.low, interval.high
+    for value, comparison, number in known:
+        if not same(graph, value, branch.value):
+            continue
+        at_least, at_most = _limits(comparison, number, interval.dtype)
+        low, high = max(low, at_least), min(high, at_most)
+    return low, high
+
+
+def _limits(comparison: str, number: float, dtype: torch.dtype) -> tuple[float, float]:
+    """The numbers of a dtype that pass; as torch compares, with the number rounded to it."""
+    if not dtype.is_floating_point or math.isnan(number):
+        return -math.inf, math.inf
+    edge = torch.tensor(number, dtype=dtype)
+    if comparison == "gt":
+        return float(torch.nextafter(edge, torch.tensor(math.inf, dtype=dtype))), math.inf
+    if comparison == "lt":
+        return -math.inf, float(torch.nextafter(edge, torch.tensor(-math.inf, dtype=dtype)))
+    low = float(edge) if comparison in ("ge", "eq") else -math.inf
+    return low, float(edge) if comparison in ("le", "eq") else math.inf
+
+
+# --- nowhere zero --------------------------------------------------------------------------
+
+_DENOMINATOR = {"div": "other", "reciprocal": "x", "remainder": "other", "fmod": "other"}
+
+
+def divides_by_nonzero(graph: Graph, node: Node, intervals: Intervals) -> bool:
+    """True if the denominator of a division was made nowhere 0 by a `where` before it.
+
+    Its interval cannot say so: where(x != 0, x, 1) takes numbers of both signs.
+    """
+    name = _DENOMINATOR.get(node.op)
+    argument = None if name is None else node.arguments.get(name)
+    return isinstance(argument, Ref) and _is_nonzero(graph, argument.value, intervals)
+
+
+def _is_nonzero(graph: Graph, value: int, intervals: Intervals, depth: int = 4) -> bool:
+    value = root(graph, value)
+    node = graph.producer(value)
+    interval = intervals.get(value)
+    if interval is not None and not interval.contains_zero() and not interval.may_nan:
+        return True
+    if node is None or depth == 0:
+        return False
+    if node.op == "sum":
+        return _counts_extremes(graph, node)
+    if node.op in ("where", "masked_fill"):
+        return all(
+            _is_nonzero_branch(graph, branch, constraints(graph, _mask(node), holds), intervals)
+            for branch, holds in _branches(node)
+        )
+    if node.op == "add" and node.arguments.get("alpha", 1) == 1:
+        return _is_one_where_zero(graph, node)
+    if node.op in ("reshape", "expand", "permute", "abs", "neg", "square"):
+        return _is_nonzero(graph, node.operands[0], intervals, depth - 1)
+    return False
+
+
+def _is_nonzero_branch(
+    graph: Graph, branch: Any, known: list[Constraint], intervals: Intervals
+) -> bool:
+    if not isinstance(branch, Ref):
+        return bool(branch != 0)
+    interval = intervals.get(branch.value)
+    if interval is not None and not interval.contains_zero() and not interval.may_nan:
+        return True
+    return any(
+        _excludes_zero(comparison, number) and _is_or_is_size_of(graph, value, branch.value)
+        for value, comparison, number in known
+    )
+
+
+def _excludes_zero(comparison: str, number: float) -> bool:
+    if comparison in ("gt", "lt"):
+        return number >= 0 if comparison == "gt" else number <= 0
+    if comparison in ("ge", "le"):
+        return number > 0 if comparison == "ge" else number < 0
+    return comparison == "ne" and number == 0
+
+
+def _is_or_is_size_of(graph: Graph, compared: int, value: int) -> bool:
+    """True for x itself and for abs(x)."""
+    if same(graph, compared, value):
+        return True
+    node = made_by(graph, compared, "abs")
+    return node is not None and same(graph, node.operands[0], value)
+
+
+def _is_one_where_zero(graph: Graph, node: Node) -> bool:
+    """X + (x == 0)."""
+    for name, other in (("x", "other"), ("other", "x")):
+        value, mask = operand_of(graph, node, name), node.arguments.get(other)
+        if value is None or not isinstance(mask, Ref):
+            continue
+        cast = made_by(graph, mask.value, "cast")
+        mask = cast.arguments["x"] if cast is not None else mask
+        tested = constraints(graph, mask, True)
+        if any(op == "eq" and c == 0 and same(graph, v, value) for v, op, c in tested):
+            return True
+    return False
+
+
+_EXTREMES = frozenset({"amax", "amin", "max", "min", "linalg_vector_norm"})
+
+
+def _counts_extremes(graph: Graph, node: Node) -> bool:
+    """How many elements equal the maximum of their row: at least one does."""
+    mask = operand_of(graph, node, "x")
+    either = None if mask is None else made_by(graph, mask, *_EITHER)
+    if either is not None:
+        mask = operand_of(graph, either, "x")
+    equal = None if mask is None else made_by(graph, mask, "eq")
+    if equal is None:
+        return False
+    x, other = operand_of(graph, equal, "x"), operand_of(graph, equal, "other")
+    if x is None or other is None:
+        return False
+    return _is_extreme_of(graph, x, other, node) or _is_extreme_of(graph, other, x, node)
+
+
+def _is_extreme_of(graph: Graph, extreme: int, x: int, count: Node) -> bool:
+    made = made_by(graph, extreme, *_EXTREMES, through=SAME_ELEMENTS)
+    if made is None or "other" in made.arguments:
+        return False
+    of = operand_of(graph, made, "x")
+    if of is None:
+        return False
+    if made.op == "linalg_vector_norm":
+        size = made_by(graph, x, "abs")
+        if made.arguments["ord"] not in (math.inf, -math.inf) or size is None:
+            return False
+        of = x if same(graph, size.operands[0], of) else None
+    rank = len(graph.values[x].shape)
+    if of is None or not same(graph, of, x):
+        return False
+    dims = reduced_dims(made, rank)
+    return set(dims) <= set(reduced_dims(count, rank)) and aligned(graph, extreme, x, dims)
+
+
+# --- discarded -----------------------------------------------------------------------------
+
+_ON_POSITIVE = frozenset({"log", "log2", "log10", "sqrt", "rsqrt"})
+
+
+def is_discarded(graph: Graph, node: Node, readers: Mapping[int, tuple[int, ...]]) -> bool:
+    """True if every reader of a logarithm or root takes it only where its operand is positive.
+
+    As in where(x > 0, log(x), 0). The gradient of the logarithm, grad / x, is judged by
+    itself; where the backward pass reads the result, as for roots, this does not hold.
+    """
+    output = node.outputs[0]
+    x = operand_of(graph, node, "x") if node.op in _ON_POSITIVE else None
+    if output is None or x is None or output == graph.loss:
+        return False
+    read_by = [graph.nodes[index] for index in readers.get(output, ())]
+    return bool(read_by) and all(_takes_positive(graph, reader, output, x) for reader in read_by)
+
+
+def _takes_positive(graph: Graph, reader: Node, output: int, x: int) -> bool:
+    if reader.op not in ("where", "masked_fill"):
+        return False
+    size = made_by(graph, x, "abs")
+    for branch, holds in _branches(reader):
+        if not isinstance(branch, Ref) or branch.value != output:
+            continue
+        known = constraints(graph, _mask(reader), holds)
+        is_positive = any(
+            ((comparison == "gt" and number >= 0) or (comparison == "ge" and number > 0))
+            and same(graph, value, x)
+            for value, comparison, number in known
+        )
+        is_size = size is not None and any(
+            _excludes_zero(comparison, number) and same(graph, value, size.operands[0])
+            for value, comparison, number in known
+        )
+        if not is_positive and not is_size:
+            return False
+    return True
