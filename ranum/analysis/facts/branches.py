@@ -11,17 +11,7 @@ from typing import Any
 
 import torch
 
-from ranum.analysis.facts._patterns import (
-    SAME_ELEMENTS,
-    Intervals,
-    aligned,
-    fact,
-    made_by,
-    operand_of,
-    reduced_dims,
-    root,
-    same,
-)
+from ranum.analysis.facts._patterns import Intervals, fact, made_by, operand_of, root, same
 from ranum.analysis.graph import Graph, Node, Ref
 from ranum.analysis.interval import Interval
 
@@ -143,8 +133,6 @@ def _is_nonzero(graph: Graph, value: int, intervals: Intervals, depth: int = 4) 
         return True
     if node is None or depth == 0:
         return False
-    if node.op == "sum":
-        return _counts_extremes(graph, node)
     if node.op in ("where", "masked_fill"):
         return all(
             _is_nonzero_branch(graph, branch, constraints(graph, _mask(node), holds), intervals)
@@ -199,43 +187,6 @@ def _is_one_where_zero(graph: Graph, node: Node) -> bool:
         if any(op == "eq" and c == 0 and same(graph, v, value) for v, op, c in tested):
             return True
     return False
-
-
-_EXTREMES = frozenset({"amax", "amin", "max", "min", "linalg_vector_norm"})
-
-
-def _counts_extremes(graph: Graph, node: Node) -> bool:
-    """How many elements equal the maximum of their row: at least one does."""
-    mask = operand_of(graph, node, "x")
-    either = None if mask is None else made_by(graph, mask, *_EITHER)
-    if either is not None:
-        mask = operand_of(graph, either, "x")
-    equal = None if mask is None else made_by(graph, mask, "eq")
-    if equal is None:
-        return False
-    x, other = operand_of(graph, equal, "x"), operand_of(graph, equal, "other")
-    if x is None or other is None:
-        return False
-    return _is_extreme_of(graph, x, other, node) or _is_extreme_of(graph, other, x, node)
-
-
-def _is_extreme_of(graph: Graph, extreme: int, x: int, count: Node) -> bool:
-    made = made_by(graph, extreme, *_EXTREMES, through=SAME_ELEMENTS)
-    if made is None or "other" in made.arguments:
-        return False
-    of = operand_of(graph, made, "x")
-    if of is None:
-        return False
-    if made.op == "linalg_vector_norm":
-        size = made_by(graph, x, "abs")
-        if made.arguments["ord"] not in (math.inf, -math.inf) or size is None:
-            return False
-        of = x if same(graph, size.operands[0], of) else None
-    rank = len(graph.values[x].shape)
-    if of is None or not same(graph, of, x):
-        return False
-    dims = reduced_dims(made, rank)
-    return set(dims) <= set(reduced_dims(count, rank)) and aligned(graph, extreme, x, dims)
 
 
 # --- discarded -----------------------------------------------------------------------------
