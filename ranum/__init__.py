@@ -24,6 +24,7 @@ from ranum.errors import (
 if TYPE_CHECKING:
     from ranum.analysis import analyze
     from ranum.analysis.confirm import confirm
+    from ranum.analysis.execution import Execution
     from ranum.analysis.interval import Interval
     from ranum.analysis.result import Analysis, Defect, Witness
     from ranum.callbacks import RanumCallback
@@ -39,6 +40,7 @@ __all__ = [
     "CaptureError",
     "Culprit",
     "Defect",
+    "Execution",
     "Finding",
     "Guard",
     "History",
@@ -64,6 +66,7 @@ _HOMES = {
     "Analysis": "ranum.analysis.result",
     "Culprit": "ranum.guards.types",
     "Defect": "ranum.analysis.result",
+    "Execution": "ranum.analysis.execution",
     "Finding": "ranum.guards.types",
     "Guard": "ranum.guards.guard",
     "History": "ranum.guards.types",

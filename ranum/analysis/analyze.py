@@ -18,6 +18,7 @@ from ranum.analysis.capture.standin import with_data
 from ranum.analysis.capture.tensorflow import tensorflow_program
 from ranum.analysis.capture.torch import batch_arguments, function_program, module_program
 from ranum.analysis.defects import find_defects
+from ranum.analysis.execution import Execution, unflushed
 from ranum.analysis.graph import Graph, Node
 from ranum.analysis.interval import Interval
 from ranum.analysis.levels import with_reach
@@ -40,6 +41,7 @@ def analyze(
     confirm: bool = False,
     observe: bool = True,
     trust: bool = False,
+    execution: Execution | None = None,
 ) -> Analysis:
     """Names every operator of a training step that can produce NaN or Inf.
 
@@ -77,6 +79,8 @@ def analyze(
         confirm: Also search a failing input for every defect (`ranum.confirm`).
         observe: Also record the extremes that the step really produced.
         trust: Read `.pt2` files, which can run code of whoever wrote them.
+        execution: How arithmetic is carried out (flush to zero, TF32, fused products); by
+            default as torch is set up now.
 
     Raises:
         ArgumentError: If an argument breaks its rule.
@@ -106,10 +110,12 @@ def analyze(
             f"{type(error).__name__}{where}: {error}. {_advice(error)}"
         ) from error
     captured = time.process_time()
-    seen = None if scanned is None else scanned.seen
-    start = starting_ranges(graph, inputs=inputs, weights=weights, seen=seen)
-    found, propagation = find_defects(graph, start)
-    defects = with_reach(graph, propagation.intervals, weights, found)
+    graph.execution = _execution(program, execution)
+    with unflushed():
+        seen = None if scanned is None else scanned.seen
+        start = starting_ranges(graph, inputs=inputs, weights=weights, seen=seen)
+        found, propagation = find_defects(graph, start)
+        defects = with_reach(graph, propagation.intervals, weights, found)
     finished = time.process_time()
     context = Context(program=program, graph=graph, start=start, intervals=propagation.intervals)
     analysis = Analysis(
@@ -206,6 +212,15 @@ def _unknowns(nodes: list[Node]) -> tuple[Unknown, ...]:
     )
 
 
+def _execution(program: Program, chosen: Execution | None) -> Execution | None:
+    if chosen is not None and not isinstance(chosen, Execution):
+        raise ArgumentError(f"execution must be a ranum.Execution or None; got {chosen!r}.")
+    if chosen is None:
+        tensors = [*program.parameters.values(), *program.inputs.values()]
+        chosen = Execution.of_torch("cuda" if any(each.is_cuda for each in tensors) else "cpu")
+    return None if chosen.is_plain else chosen
+
+
 def _advice(error: Exception) -> str:
     text = str(error)
     if any(word in text for word in ("NVIDIA", "CUDA", "cuda")):
@@ -242,6 +257,8 @@ def _range_notes(graph: Graph, scanned: Scan | None, made_up: Sequence[str]) -> 
         )
     if made_up:
         yield f"random numbers stand in for {', '.join(made_up)}, which came without data"
+    if graph.execution is not None:
+        yield f"bounds allow for how arithmetic is carried out: {graph.execution}"
     integers = [name for name in graph.inputs if name in graph.integers]
     if integers:
         yield (

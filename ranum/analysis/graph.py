@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from ranum.source import UNKNOWN, Source
+
+if TYPE_CHECKING:
+    from ranum.analysis.execution import Execution
 
 Kind = Literal["input", "parameter", "buffer", "constant", "derived", "random", "result"]
 Phase = Literal["forward", "backward"]
@@ -114,6 +117,7 @@ class Graph:
     Attributes:
         inputs: Names of all tensors of the recorded batch, in order.
         integers: Those of them that hold integers, and vary from batch to batch.
+        execution: How its arithmetic is carried out; None for plain IEEE 754.
         loss: Value number of the loss, or None if the step has none.
         module_outputs: Value number of the last tensor each module path returned.
         taken_branches: Places where the step turned a tensor into a Python number, so only
@@ -125,6 +129,7 @@ class Graph:
     nodes: list[Node] = field(default_factory=list)
     inputs: tuple[str, ...] = ()
     integers: frozenset[str] = frozenset()
+    execution: Execution | None = None
     loss: int | None = None
     module_outputs: dict[str, int] = field(default_factory=dict)
     taken_branches: list[Source] = field(default_factory=list)

@@ -145,6 +145,7 @@ class Walk:
         self._gradient = gradient
         self._whole = whole
         self._upstream: dict[int, Interval] = {}
+        self._execution = graph.execution
 
     def branch(self) -> Walk:
         """A second walk from here on, with the same options."""
@@ -180,6 +181,8 @@ class Walk:
             own = clips.get(node.index if node.forward is None else node.forward)
             if own:
                 self._clip(step, arguments, own)
+        if self._execution is not None:
+            return self._execution.operands(step.node, arguments)
         return arguments
 
     def _clip(
@@ -225,8 +228,11 @@ class Walk:
             outputs = self._by_twin(step, arguments, whole)
             if outputs is None:
                 outputs = self._by_rule(step, rule, arguments, whole)
-            if step.has_facts:
+            execution = self._execution
+            if step.has_facts and (execution is None or execution.keeps_facts(self.graph, node)):
                 outputs[0] = facts.refine(self.graph, node, self.known.intervals, outputs[0])
+            if execution is not None:
+                outputs = execution.outputs(node, arguments, outputs)
         except Exception as error:  # a fault of ours must cost precision, not the run
             self.known.unknown.append(node)
             self.known.faults.append(

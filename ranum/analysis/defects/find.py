@@ -18,6 +18,7 @@ import torch
 from ranum.analysis import facts
 from ranum.analysis.defects.base import CODES, DefectRule, Problem, Scene
 from ranum.analysis.defects.ordinary import ordinary
+from ranum.analysis.execution import unflushed
 from ranum.analysis.graph import Graph, Node, Ref
 from ranum.analysis.interval import Interval
 from ranum.analysis.propagate import (
@@ -59,7 +60,17 @@ def find_defects(
         gradient: Bound on upstream gradients for judging backward operators.
         nodes: The nodes to walk; all by default. `start` must hold what they read.
     """
-    chosen = graph.nodes if nodes is None else nodes
+    with unflushed():
+        return _found(graph, start, graph.nodes if nodes is None else nodes, clips, gradient)
+
+
+def _found(
+    graph: Graph,
+    start: Mapping[int, Interval],
+    chosen: Sequence[Node],
+    clips: Clips | None,
+    gradient: float,
+) -> tuple[tuple[Defect, ...], Propagation]:
     steps = [step_of(graph, node) for node in chosen]
     whole: frozenset[int] = frozenset()
     for attempt in range(_ATTEMPTS):
