@@ -239,6 +239,11 @@ class Interval:
         return self._finite
 
     @property
+    def is_anything(self) -> bool:
+        """True if nothing is known: [-inf, inf] and NaN, for every element."""
+        return self.may_nan and self.is_uniform and self._low == -math.inf == -self._high
+
+    @property
     def magnitude(self) -> Tensor:
         """Largest absolute value per block."""
         return torch.maximum(self.lower.abs(), self.upper.abs())

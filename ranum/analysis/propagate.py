@@ -11,6 +11,7 @@ instead, for upstream gradients within [-`gradient`, `gradient`].
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -89,11 +90,9 @@ def _step(graph: Graph, node: Node) -> Step:
     rule = None if _is_complex(graph, node) else rule_for(node.op)
     outputs = tuple(None if number is None else graph.values[number] for number in node.outputs)
     own = [(name, item.value) for name, item in node.arguments.items() if isinstance(item, Ref)]
-    lists = [
-        name
-        for name, item in node.arguments.items()
-        if isinstance(item, (list, tuple)) and _holds_tensor(item)
-    ]
+    lists: list[str] = []
+    if len(own) != len(node.operands):
+        lists += [name for name, item in node.arguments.items() if _holds_tensors(item)]
     return Step(
         node=node,
         rule=rule,
@@ -113,10 +112,11 @@ def _is_complex(graph: Graph, node: Node) -> bool:
     return any(number is not None and graph.values[number].dtype.is_complex for number in numbers)
 
 
-def _holds_tensor(argument: Any) -> bool:
-    if isinstance(argument, (list, tuple)):
-        return any(_holds_tensor(item) for item in argument)
-    return isinstance(argument, Ref)
+def _holds_tensors(argument: Any) -> bool:
+    """True for a list with a tensor in it."""
+    if not isinstance(argument, (list, tuple)):
+        return False
+    return any(isinstance(item, Ref) or _holds_tensors(item) for item in argument)
 
 
 class Walk:
@@ -158,6 +158,10 @@ class Walk:
         )
         other.known.loose = self.known.loose
         return other
+
+    def keeps_blocks(self, node: Node) -> bool:
+        """True for a node whose bounds are not merged."""
+        return node.index in self._whole
 
     def store(self, node: Node, outputs: Sequence[Interval]) -> None:
         """Takes up the outputs of a node."""
@@ -268,7 +272,7 @@ class Walk:
         ]
         if whole:
             return [item.limited() for item in checked]
-        merged = [_merged(item) for item in checked]
+        merged = [merged_if_finite(item) for item in checked]
         if any(new is not old for new, old in zip(merged, checked, strict=True)):
             self._mark(step)
         return merged
@@ -320,6 +324,8 @@ def twin_intervals(
         whole: Merge no operand for it.
         marks: Takes up True if something was merged.
     """
+    if (twin.spreads or twin.fragile) and _is_lost(twin, arguments):
+        return [_top(value) for value in values]
     seen, merged = _ordinary(twin, arguments, whole)
     if seen is None:
         return None
@@ -330,6 +336,18 @@ def twin_intervals(
     if marks is not None:
         marks.append(merged)
     return outputs
+
+
+def _is_lost(twin: Twin, arguments: Mapping[str, Any]) -> bool:
+    """True if an operand is so wide that the results can be anything."""
+    for name, item in arguments.items():
+        if not isinstance(item, Interval) or name in twin.aside:
+            continue
+        if name in twin.exact and item.is_point:
+            continue
+        if not item.is_finite and (twin.fragile or item.is_anything):
+            return True
+    return False
 
 
 def _ordinary(
@@ -348,13 +366,13 @@ def _ordinary(
                     return None, False
                 item = seen[name] = item.merged()
                 merged = True
-            if item.is_finite:
+            if item.is_finite or (twin.masks and not item.may_nan and item.high < math.inf):
                 bounds.append(item)
             elif name not in twin.aside:
                 return None, False
         elif isinstance(item, (list, tuple)):
             for part in item:
-                if isinstance(part, Interval):
+                if isinstance(part, Interval) and not part.is_empty_tensor:
                     if not (part.is_uniform and part.is_finite):
                         return None, False
                     bounds.append(part)
@@ -391,7 +409,7 @@ def _intervals(
     return outputs
 
 
-def _merged(interval: Interval) -> Interval:
+def merged_if_finite(interval: Interval) -> Interval:
     """One pair of bounds, unless data are known or a block is infinite."""
     if interval.is_uniform or interval.is_point or interval.is_empty_tensor:
         return interval.limited()

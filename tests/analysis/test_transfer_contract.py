@@ -155,7 +155,7 @@ def test_twins_contain_the_results_of_any_box(op, boxes, data):
     ],
 )
 def test_a_wrong_twin_is_caught(wrong, message):
-    twin = Twin(wrong, frozenset(), frozenset(), hulls=False, moves=False)
+    twin = Twin(wrong, frozenset(), frozenset())
     with pytest.raises(AssertionError, match=message):
         check_twin(_ADD, twin, rule_for("add").function, [Sketch(1, radius=0.5)])
 

@@ -27,6 +27,7 @@ from ranum.analysis.propagate import (
     Propagation,
     Step,
     Walk,
+    merged_if_finite,
     step_of,
 )
 from ranum.analysis.result import Defect
@@ -123,11 +124,14 @@ class _Search:
     def run(self, steps: Sequence[Step]) -> tuple[Defect, ...]:
         for step in steps:
             node, diverged = step.node, self._diverged
-            arguments = self.true.operands(step)
-            true = self.true.outputs(step, arguments)
+            apart = bool(diverged) and not diverged.isdisjoint(node.operands)
+            # What a defect does to gradients is not followed: backward bounds are judged only.
+            only_judged = apart and node.phase == "backward"
+            walk = self.judged if only_judged else self.true
+            arguments = walk.operands(step)
+            judged = true = walk.outputs(step, arguments)
             self.true.store(node, true)
-            judged = true
-            if diverged and not diverged.isdisjoint(node.operands):
+            if apart and not only_judged:
                 arguments = self.judged.operands(step)
                 judged = self.judged.outputs(step, arguments)
             after = self._judge(step, arguments, judged)
@@ -168,7 +172,8 @@ class _Search:
             found = self._first_problem((rule,), node, usual, tamed)
             if found is None:
                 # Sizes do not add up behind this operator: as if its operands were ordinary.
-                return [one if one.is_finite else _moderate_part(one) for one in tamed]
+                parts = [one if one.is_finite else _moderate_part(one) for one in tamed]
+                return self._merged(node, parts)
             problem = found[1]
         if not self.true.known.loose.isdisjoint(node.operands):
             self.doubtful.add(node.index)
@@ -250,7 +255,12 @@ class _Search:
             repaired = self.judged.outputs(step, self.judged.operands(step, clip))
             if repaired[0].is_finite:
                 outputs = repaired
-        return [_moderate_part(output) for output in outputs]
+        return self._merged(node, [_moderate_part(output) for output in outputs])
+
+    def _merged(self, node: Node, outputs: list[Interval]) -> list[Interval]:
+        if self.judged.keeps_blocks(node):
+            return outputs
+        return [merged_if_finite(output) for output in outputs]
 
     # --- consequences -----------------------------------------------------------------------
 

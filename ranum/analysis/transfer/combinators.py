@@ -201,6 +201,10 @@ def bent(
         x = floating(x)
     elif x.is_point:
         return Interval.point(function(x.lower))
+    if x.is_uniform and x.is_finite and domain[0] <= x.low and x.high <= domain[1]:
+        result = _bent_pair(function, x, knots)
+        if result is not None:
+            return inexact(result, ulps, absolute, image)
     nan = x.may_nan
     if domain != REAL:
         nan = nan or is_possible((x.lower < domain[0]) | (x.upper > domain[1]))
@@ -214,6 +218,21 @@ def bent(
         high = torch.where(crossed, high.clamp(min=value), high)
     nan = nan or nan_first or nan_last
     return inexact(Interval.between(low, high, x.shape, low.dtype, nan), ulps, absolute, image)
+
+
+def _bent_pair(
+    function: Callable[[Tensor], Tensor], x: Interval, knots: Sequence[tuple[float, float]]
+) -> Interval | None:
+    """The range for one finite pair of bounds; None if it is not finite."""
+    ends = function(torch.tensor((x.low, x.high), dtype=x.dtype))
+    first, last = ends.tolist()
+    low, high = min(first, last), max(first, last)
+    for position, value in knots:
+        if x.low <= position <= x.high:
+            low, high = min(low, value), max(high, value)
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return None
+    return Interval.between(low, high, x.shape, ends.dtype)
 
 
 def _with_limit(value: Tensor, at: Tensor, limits: Limits) -> tuple[Tensor, bool]:

@@ -386,6 +386,8 @@ def per_channel(
         repeats = math.prod(weight.shape[2:]) if merged else 1
         layout = weight.lower.shape[2:] if merged else weight.shape[2:]
         layout = (*weight.shape[:2], *layout)
+        if weight.is_uniform and low.numel() == 1:  # one product stands for all
+            layout, groups, repeats = tuple(weight.lower.shape), 1, terms
         taps_low, taps_high = (
             _grouped(bound.double().expand(layout), groups, transposed)
             for bound in (weight.lower, weight.upper)

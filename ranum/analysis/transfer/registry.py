@@ -66,13 +66,19 @@ class Twin:
         exact: Arguments that are given in full where their data is known.
         hulls: True if operands with different bounds come out as their hull.
         moves: True if it only moves elements; then blocks are moved too, not merged.
+        spreads: True if one operand that can be anything makes the results so.
+        fragile: True if one operand that can be infinite does.
+        masks: True if an operand with -inf in some of its blocks may be merged as well.
     """
 
     function: Function
     aside: frozenset[str]
     exact: frozenset[str]
-    hulls: bool
-    moves: bool
+    hulls: bool = False
+    moves: bool = False
+    spreads: bool = False
+    fragile: bool = False
+    masks: bool = False
 
 
 _RULES: dict[str, Rule] = {}
@@ -106,11 +112,7 @@ def transfer(
 
 
 def uniform(
-    *ops: str,
-    aside: Sequence[str] = (),
-    exact: Sequence[str] = (),
-    hulls: bool = False,
-    moves: bool = False,
+    *ops: str, aside: Sequence[str] = (), exact: Sequence[str] = (), **traits: bool
 ) -> Callable[[_F], _F]:
     """Registers the twin of one or more transfer functions; options as in `Twin`.
 
@@ -125,7 +127,7 @@ def uniform(
                     f"op {op!r} already has a twin, {_TWINS[op].function.__qualname__}; "
                     "remove one of the two."
                 )
-            _TWINS[op] = Twin(function, frozenset(aside), frozenset(exact), hulls, moves)
+            _TWINS[op] = Twin(function, frozenset(aside), frozenset(exact), **traits)
         return function
 
     return register

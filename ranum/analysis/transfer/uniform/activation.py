@@ -46,7 +46,7 @@ def hardtanh_backward(
     return (0.0, 0.0) if closed else with_zero(pair(grad_output))
 
 
-@uniform("gelu_backward")
+@uniform("gelu_backward", spreads=True)
 def gelu_backward(
     out: Outputs, grad_output: Interval, x: Interval, approximate: str = "none"
 ) -> Pair:
@@ -58,7 +58,7 @@ def gelu_backward(
     return _sloped(grad_output, slopes.GELU_TANH_SLOPE)
 
 
-@uniform("silu_backward")
+@uniform("silu_backward", spreads=True)
 def silu_backward(out: Outputs, grad_output: Interval, x: Interval) -> Pair:
     """Grad times a slope in [-0.1, 1.1]."""
     return _sloped(grad_output, slopes.SILU_SLOPE)
@@ -73,7 +73,7 @@ def sigmoid_backward(out: Outputs, grad_output: Interval, output: Interval) -> P
     return _sloped(grad_output, (min(low * (1 - low), high * (1 - high)), 0.26))
 
 
-@uniform("tanh_backward")
+@uniform("tanh_backward", spreads=True)
 def tanh_backward(out: Outputs, grad_output: Interval, output: Interval) -> Pair:
     """Grad (1 - y^2)."""
     low, high = pair(output)

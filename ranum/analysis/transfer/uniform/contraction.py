@@ -80,13 +80,13 @@ def _matrices(a: Interval, b: Interval) -> Pair:
     return _summed(pair(a), b, terms, (-2,))
 
 
-@uniform("mm", "bmm", exact=("x", "mat2"))
+@uniform("mm", "bmm", exact=("x", "mat2"), fragile=True)
 def mm(out: Outputs, x: Interval, mat2: Interval) -> Pair:
     """`[..., N, K] @ [..., K, M]`."""
     return _matrices(x, mat2)
 
 
-@uniform("addmm", exact=("mat1", "mat2"))
+@uniform("addmm", exact=("mat1", "mat2"), fragile=True)
 def addmm(
     out: Outputs, x: Interval, mat1: Interval, mat2: Interval, beta: float = 1, alpha: float = 1
 ) -> Pair:
@@ -97,7 +97,7 @@ def addmm(
     return _plus(_matrices(mat1, mat2), x, mat1.shape[-1])
 
 
-@uniform("baddbmm", exact=("batch1", "batch2"))
+@uniform("baddbmm", exact=("batch1", "batch2"), fragile=True)
 def baddbmm(
     out: Outputs, x: Interval, batch1: Interval, batch2: Interval, beta: float = 1, alpha: float = 1
 ) -> Pair:
@@ -105,7 +105,7 @@ def baddbmm(
     return addmm(out, x, batch1, batch2, beta, alpha)
 
 
-@uniform("linear", exact=("weight",))
+@uniform("linear", exact=("weight",), fragile=True)
 def linear(out: Outputs, input: Interval, weight: Interval, bias: Interval | None = None) -> Pair:
     """`input @ weight^T + bias`."""
     same_dtype(input, weight, bias)
@@ -124,7 +124,7 @@ def _channels(a: Pair, weight: Interval, groups: int, *, transposed: bool, parti
     return _summed(a, weight, terms, (0 if transposed else 1, *taps), conv=True)
 
 
-@uniform("convolution", exact=("weight",))
+@uniform("convolution", exact=("weight",), fragile=True)
 def convolution(
     out: Outputs,
     input: Interval,

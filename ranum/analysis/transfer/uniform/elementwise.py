@@ -7,9 +7,20 @@ import torch
 from ranum.analysis.graph import Value
 from ranum.analysis.interval import Interval
 from ranum.analysis.transfer.registry import uniform
-from ranum.analysis.transfer.uniform._scalar import Operand, Pair, Unsure, nearest, product, seen
+from ranum.analysis.transfer.uniform._scalar import (
+    ULPS,
+    Operand,
+    Pair,
+    Unsure,
+    nearest,
+    outward,
+    product,
+    seen,
+)
 
 Outputs = tuple[Value, ...]
+
+_LARGEST_EXPONENT = 8
 
 
 def _floating(out: Outputs) -> torch.dtype:
@@ -19,7 +30,7 @@ def _floating(out: Outputs) -> torch.dtype:
     return dtype
 
 
-@uniform("add")
+@uniform("add", spreads=True)
 def add(out: Outputs, x: Operand, other: Operand, alpha: float = 1) -> Pair:
     """Rising in both."""
     dtype = _floating(out)
@@ -29,7 +40,7 @@ def add(out: Outputs, x: Operand, other: Operand, alpha: float = 1) -> Pair:
     return nearest(a + c, b + d, dtype)
 
 
-@uniform("sub")
+@uniform("sub", spreads=True)
 def sub(out: Outputs, x: Operand, other: Operand, alpha: float = 1) -> Pair:
     """Rising in x, falling in `other`."""
     dtype = _floating(out)
@@ -39,20 +50,20 @@ def sub(out: Outputs, x: Operand, other: Operand, alpha: float = 1) -> Pair:
     return nearest(a - d, b - c, dtype)
 
 
-@uniform("rsub")
+@uniform("rsub", spreads=True)
 def rsub(out: Outputs, x: Operand, other: Operand, alpha: float = 1) -> Pair:
     """`other - x`."""
     return sub(out, other, x, alpha)
 
 
-@uniform("mul")
+@uniform("mul", spreads=True)
 def mul(out: Outputs, x: Operand, other: Operand) -> Pair:
     """Extremes at the corners."""
     dtype = _floating(out)
     return nearest(*product(seen(x, dtype), seen(other, dtype)), dtype)
 
 
-@uniform("div")
+@uniform("div", spreads=True)
 def div(out: Outputs, x: Operand, other: Operand, rounding_mode: str | None = None) -> Pair:
     """Extremes at the corners, for a divisor that keeps its sign."""
     dtype = _floating(out)
@@ -66,7 +77,7 @@ def div(out: Outputs, x: Operand, other: Operand, rounding_mode: str | None = No
     return nearest(min(corners), max(corners), dtype)
 
 
-@uniform("neg")
+@uniform("neg", spreads=True)
 def neg(out: Outputs, x: Interval) -> Pair:
     """Falling."""
     _floating(out)
@@ -80,18 +91,23 @@ def absolute(out: Outputs, x: Interval) -> Pair:
     return max(x.low, -x.high, 0.0), max(x.high, -x.low)
 
 
-@uniform("pow")
+@uniform("pow", spreads=True)
 def power(out: Outputs, x: Operand, exponent: Operand) -> Pair:
-    """Squares; other exponents are left to the transfer function."""
-    if isinstance(exponent, Interval) or exponent != 2 or not isinstance(x, Interval):
+    """Small whole exponents; squares are correctly rounded."""
+    if isinstance(exponent, Interval) or not isinstance(x, Interval):
         raise Unsure
-    dtype = _floating(out)
+    dtype, times = _floating(out), int(exponent)
+    if times != exponent or not 1 <= times <= _LARGEST_EXPONENT:
+        raise Unsure
+    low, high = absolute(out, x) if times % 2 == 0 else seen(x, dtype)
     seen(x, dtype)
-    least, most = absolute(out, x)
-    return nearest(least * least, most * most, dtype)
+    low, high = low**times, high**times
+    if times <= 2:
+        return nearest(low, high, dtype)
+    return outward((low, high), dtype, 2 * ULPS)
 
 
-@uniform("square")
+@uniform("square", spreads=True)
 def square(out: Outputs, x: Interval) -> Pair:
     """x^2."""
     return power(out, x, 2)

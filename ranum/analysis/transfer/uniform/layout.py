@@ -16,8 +16,7 @@ Outputs = tuple[Value, ...]
 
 @uniform(
     "reshape", "permute", "expand", "identity", "slice", "select", "diagonal", "unfold",
-    "as_strided", "repeat", "flip", "roll", moves=True,
-)  # fmt: skip
+    "as_strided", "repeat", "flip", "roll", moves=True, spreads=True)  # fmt: skip
 def moved(out: Outputs, x: Interval, **_: Any) -> Pair:
     """Some elements of x."""
     return x.low, x.high
@@ -52,7 +51,7 @@ def copy(out: Outputs, x: Interval, src: Interval, **_: Any) -> Pair:
 @uniform("cat", "stack", hulls=True)
 def joined(out: Outputs, tensors: Sequence[Interval], **_: Any) -> Pair:
     """Elements of all operands."""
-    if any(item.dtype is not out[0].dtype for item in tensors):
+    if any(item.dtype is not out[0].dtype for item in tensors) or 0 in out[0].shape:
         raise Unsure
     return min(item.low for item in tensors), max(item.high for item in tensors)
 

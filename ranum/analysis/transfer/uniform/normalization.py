@@ -60,7 +60,7 @@ def _layer(
     return [result, average(pair(x), terms, dtype, 24), rstd]
 
 
-@uniform("native_layer_norm")
+@uniform("native_layer_norm", fragile=True)
 def native_layer_norm(
     out: Outputs,
     input: Interval,
@@ -74,7 +74,7 @@ def native_layer_norm(
     return _layer(input, weight, bias, terms, eps, unit_roundoff(working(input)))
 
 
-@uniform("native_group_norm")
+@uniform("native_group_norm", fragile=True)
 def native_group_norm(
     out: Outputs,
     input: Interval,
@@ -95,6 +95,7 @@ def native_group_norm(
     "native_batch_norm",
     "_native_batch_norm_legit",
     aside=("running_mean", "running_var"),
+    fragile=True,
 )
 def native_batch_norm(
     out: Outputs,
@@ -123,7 +124,15 @@ def _share(gap: float, others: int) -> float:
     return 1 / (1 + others * math.exp(gap)) if gap < _GAP else 0.0
 
 
-@uniform("_softmax", "_safe_softmax")
+@uniform("_safe_softmax", masks=True)
+def safe_softmax(out: Outputs, x: Interval, dim: int, **_: Any) -> Pair:
+    """As softmax, but 0 in a row of nothing but -inf."""
+    if x.low == -math.inf:
+        return 0.0, 1 + 4 * unit_roundoff(working(x))
+    return softmax(out, x, dim)
+
+
+@uniform("_softmax")
 def softmax(out: Outputs, x: Interval, dim: int, **_: Any) -> Pair:
     """Between the shares of a least and of a largest logit among opposite ones."""
     dtype = working(x)
@@ -139,7 +148,7 @@ def softmax(out: Outputs, x: Interval, dim: int, **_: Any) -> Pair:
     return max(low, 0.0), high if high < 1 else 1 + 4 * unit
 
 
-@uniform("_log_softmax")
+@uniform("_log_softmax", spreads=True)
 def log_softmax(out: Outputs, x: Interval, dim: int, **_: Any) -> Pair:
     """Between minus the gap minus log n, and 0 up to rounding, however large x is."""
     dtype = working(x)
@@ -157,7 +166,7 @@ def log_softmax(out: Outputs, x: Interval, dim: int, **_: Any) -> Pair:
     return outward((low - slack, min(high + slack, most)), dtype)
 
 
-@uniform("_softmax_backward_data")
+@uniform("_softmax_backward_data", spreads=True)
 def softmax_backward(
     out: Outputs, grad_output: Interval, output: Interval, dim: int, input_dtype: torch.dtype
 ) -> Pair:
@@ -176,7 +185,7 @@ def softmax_backward(
     return outward((low - slack, high + slack), dtype, 16)
 
 
-@uniform("_log_softmax_backward_data")
+@uniform("_log_softmax_backward_data", spreads=True)
 def log_softmax_backward(
     out: Outputs, grad_output: Interval, output: Interval, dim: int, input_dtype: torch.dtype
 ) -> Pair:
@@ -216,7 +225,7 @@ def _gradients(
     return [to_x, to_weight, times(pair(grad), samples, dtype)]
 
 
-@uniform("native_layer_norm_backward", aside=("mean", "bias"))
+@uniform("native_layer_norm_backward", aside=("mean", "bias"), fragile=True)
 def native_layer_norm_backward(
     out: Outputs,
     grad_out: Interval,
@@ -235,7 +244,9 @@ def native_layer_norm_backward(
     return chosen(pairs, output_mask)
 
 
-@uniform("native_batch_norm_backward", aside=("running_mean", "running_var", "save_mean"))
+@uniform(
+    "native_batch_norm_backward", aside=("running_mean", "running_var", "save_mean"), fragile=True
+)
 def native_batch_norm_backward(
     out: Outputs,
     grad_out: Interval,

@@ -29,13 +29,13 @@ def _terms(out: Outputs, x: Interval) -> int:
     return count(x) // results
 
 
-@uniform("sum")
+@uniform("sum", spreads=True)
 def total(out: Outputs, x: Interval, **_: Any) -> Pair:
     """N times the bounds, and the error of a sum in any order."""
     return times(pair(x), _terms(out, x), working(x))
 
 
-@uniform("mean")
+@uniform("mean", spreads=True)
 def mean(out: Outputs, x: Interval, **_: Any) -> Pair:
     """The sum over n."""
     return average(pair(x), _terms(out, x), working(x))
