@@ -137,7 +137,7 @@ class _Search:
             after = self._judge(step, arguments, judged)
             if self.judged is not self.true:
                 self.judged.store(node, after)
-                if after is not true:
+                if after is not true or only_judged:
                     diverged.update(number for number in node.outputs if number is not None)
         ordered = sorted(self._defects.values(), key=lambda defect: defect.node)
         return tuple(self._with_consequence(defect) for defect in ordered)
