@@ -1,4 +1,4 @@
-"""The command line: `ranum analyze model.py:Net --input 8,1,28,28`, `ranum explain RN101`."""
+"""The command line: `ranum analyze model.py:Net --input 8,1,28,28`, `ranum analyze model.onnx`."""
 
 from __future__ import annotations
 
@@ -52,9 +52,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     analyze.add_argument(
         "target",
-        metavar="FILE.py:NAME",
+        metavar="FILE.py:NAME | FILE.onnx",
         help="a module, a class built without arguments, or a function without arguments that "
-        "returns a module or a tuple (target, *example_inputs); package.module:NAME works too",
+        "returns a module or a tuple (target, *example_inputs); package.module:NAME works too; "
+        "or an ONNX model, analysed forward only",
     )
     analyze.add_argument(
         "--input",
@@ -64,6 +65,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SHAPE",
         help="an example input, once per argument of the model: 8,1,28,28 for standard normal "
         "float32 numbers, 8,16:1000 for integers from 0 to 999",
+    )
+    analyze.add_argument(
+        "--size",
+        action="append",
+        default=[],
+        type=_size,
+        metavar="NAME=SIZE",
+        help="of a named dimension that an ONNX model leaves open, for inputs without --input",
     )
     analyze.add_argument(
         "--forward-only", action="store_true", help="leave the gradients out of the analysis"
@@ -105,9 +114,17 @@ def _analyze(options: argparse.Namespace) -> int:
     from ranum.analysis import analyze
 
     torch.manual_seed(options.seed)
-    target, inputs = _build(options.target)
-    if options.input:
-        inputs = tuple(make() for make in options.input)
+    made = tuple(make() for make in options.input)
+    if options.target.endswith(".onnx"):
+        from ranum.analysis.capture.onnx import onnx_program
+
+        target: Any = onnx_program(options.target, made, sizes=dict(options.size))
+        inputs: tuple[Any, ...] = ()
+    else:
+        if options.size:
+            raise ArgumentError("--size is for ONNX models; give --input instead.")
+        target, inputs = _build(options.target)
+        inputs = made or inputs
     analysis = analyze(target, *inputs, backward=not options.forward_only, confirm=options.confirm)
     print(analysis)
     if options.save:
@@ -133,6 +150,13 @@ def _example(text: str) -> Callable[[], torch.Tensor]:
         return torch.randn(shape) if limit is None else torch.randint(limit, shape)
 
     return make
+
+
+def _size(text: str) -> tuple[str, int]:
+    name, equals, size = text.rpartition("=")
+    if not (name and equals and size.isascii() and size.isdigit() and int(size) > 0):
+        raise argparse.ArgumentTypeError(f"must look like batch=4; got {text!r}")
+    return name, int(size)
 
 
 def _build(spec: str) -> tuple[Any, tuple[Any, ...]]:

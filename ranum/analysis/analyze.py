@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map_only
 
 from ranum.analysis.capture.exported import exported_file, exported_program, is_exported
 from ranum.analysis.capture.lightning import Step, is_lightning_module, lightning_program
+from ranum.analysis.capture.onnx import is_onnx_model, onnx_program
 from ranum.analysis.capture.program import Program
 from ranum.analysis.capture.standin import with_data
 from ranum.analysis.capture.tensorflow import tensorflow_program
@@ -37,7 +38,7 @@ def analyze(
     loss: Callable[[Any], Tensor] | None = None,
     data: Any = None,
     step: Step = "training",
-    backward: bool = True,
+    backward: bool | None = None,
     confirm: bool = False,
     observe: bool = True,
     trust: bool = False,
@@ -55,10 +56,12 @@ def analyze(
             itself); a LightningModule, whose `training_step` is analysed on one batch; an
             `ExportedProgram` (its own example serves if none is given), or a `.pt2` file; a
             compiled Keras model, with x and y as `fit` takes them; a `tf.function` or a
-            function of TensorFlow tensors; the folder of a SavedModel.
-        *example_inputs: Arguments for one step; for a LightningModule, the batch. Random
-            numbers stand in for tensors without data (on the meta device, or fake): within
-            `inputs` where that gives a range, standard normal elsewhere.
+            function of TensorFlow tensors; the folder of a SavedModel; the path of an ONNX
+            model, or an `onnx.ModelProto`.
+        *example_inputs: Arguments for one step; for a LightningModule, the batch; for an ONNX
+            model, its inputs in order or one mapping by name. Random numbers stand in for
+            tensors without data (on the meta device, or fake, or an ONNX model's inputs that
+            are left out): within `inputs` where that gives a range, standard normal elsewhere.
         inputs: Ranges (lower, upper) by input name or pattern, "x" or "batch[0]"; by default
             what the example and `data` showed, plus a margin of a tenth unless all numbers are
             whole. Integer inputs are anything valid where they index; masks made of them, and
@@ -68,14 +71,16 @@ def analyze(
             [-r, r], or ranges and levels by parameter name or pattern, with the envelope
             elsewhere. One walk bounds the widest of them; each defect found then says the
             narrowest level at which it occurs (`Defect.reach`).
-        loss: For a module: makes the loss `[]` from the module's output.
+        loss: For a module: makes the loss `[]` from the module's output; for an ONNX model,
+            from its output, or from a mapping of its outputs by name.
         data: A DataLoader, or a list of batches like the example, whose extremes widen the
             ranges: up to 64 batches are read, for up to 10 seconds, without a trace in random
             numbers or workers. Its first batch is the example where none is given; of a batch
             that is a tuple, a module gets as many elements as it takes.
         step: "validation" analyses a LightningModule's `validation_step`, in evaluation mode
             and without a backward pass.
-        backward: Also analyse the backward pass.
+        backward: Also analyse the backward pass. By default yes, but an ONNX model without a
+            loss is analysed forward only.
         confirm: Also search a failing input for every defect (`ranum.confirm`).
         observe: Also record the extremes that the step really produced.
         trust: Read `.pt2` files, which can run code of whoever wrote them.
@@ -102,6 +107,8 @@ def analyze(
     started = time.process_time()
     try:
         graph = program.capture(observe=observe, varying=tuple(inputs or ()))
+    except ArgumentError:
+        raise
     except Exception as error:
         place = traceback_source(error.__traceback__)
         where = f" at {place}" if place.is_known else ""
@@ -125,7 +132,11 @@ def analyze(
         observed=_observed(graph),
         defects=tuple(replace(defect, context=context) for defect in defects),
         unknowns=_unknowns(propagation.unknown),
-        notes=(*_range_notes(graph, scanned, made_up), *_notes(graph, propagation.faults)),
+        notes=(
+            *program.notes,
+            *_range_notes(graph, scanned, made_up),
+            *_notes(graph, propagation.faults),
+        ),
         ranges={
             value.name: start[value.index]
             for value in graph.leaves("derived", "input", "parameter")
@@ -148,7 +159,7 @@ def _program(
     arguments: tuple[Any, ...],
     *,
     loss: Callable[[Any], Tensor] | None,
-    backward: bool,
+    backward: bool | None,
     step: Step,
     trust: bool,
 ) -> Program:
@@ -160,6 +171,9 @@ def _program(
         return target
     if loss is not None and not callable(loss):
         raise ArgumentError(f"loss must be callable or None; got {loss!r}.")
+    if is_onnx_model(target):
+        return onnx_program(target, arguments, loss=loss, backward=bool(backward))
+    backward = backward is not False
     program = tensorflow_program(target, arguments, loss=loss, backward=backward)
     if program is not None:
         return program
@@ -180,7 +194,8 @@ def _program(
             raise ArgumentError("loss must be None for a function; let the function return it.")
         return function_program(target, arguments, backward=backward)
     raise ArgumentError(
-        f"target must be a module or a function that returns a loss; got {target!r}."
+        "target must be a module, a function that returns a loss, or an ONNX model; "
+        f"got {target!r}."
     )
 
 

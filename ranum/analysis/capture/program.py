@@ -29,6 +29,7 @@ class Program:
         parameters: Trainable tensors by name.
         backward: Whether the backward pass belongs to the step.
         description: What is analysed, for messages: "LitDigits.training_step".
+        notes: Limits of the capture that the report should name, a sentence each.
     """
 
     step: Callable[..., Tensor | None]
@@ -38,6 +39,7 @@ class Program:
     parameters: Mapping[str, Tensor] = field(default_factory=dict)
     backward: bool = True
     description: str = "step"
+    notes: tuple[str, ...] = ()
 
     @property
     def inputs(self) -> dict[str, Tensor]:
