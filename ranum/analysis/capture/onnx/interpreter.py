@@ -24,7 +24,13 @@ from ranum.analysis.capture.onnx.registry import (
     UnsupportedError,
     lowering_for,
 )
-from ranum.analysis.capture.onnx.values import element_type, marked
+from ranum.analysis.capture.onnx.values import (
+    element_type,
+    is_held_wider,
+    marked,
+    storage_dtype,
+    wrapped,
+)
 from ranum.analysis.capture.opaque import opaque
 from ranum.errors import ArgumentError
 from ranum.source import located
@@ -34,9 +40,6 @@ __all__ = ["Interpreter", "operators"]
 STEP_LIMIT = 2_000_000
 """Nodes carried out in one run, those of loops counted each time."""
 _WIDER = {
-    torch.uint16: torch.int64,
-    torch.uint32: torch.int64,
-    torch.uint64: torch.int64,
     torch.uint8: torch.int32,
     torch.int8: torch.int32,
     torch.int16: torch.int32,
@@ -298,7 +301,32 @@ def _lowered(
         result = _in_wider_type(entry, inputs, keywords)
         if result is None:
             raise
-    return _outputs(result)
+    return _remembered(entry, inputs, list(_outputs(result)))
+
+
+def _remembered(entry: Lowering, inputs: list[Any], results: list[Any]) -> Sequence[Any]:
+    """Results of the same ONNX type as an operand whose type torch does not show."""
+    elements = {
+        slot: element_type(value)
+        for slot, value in enumerate(inputs)
+        if isinstance(value, Tensor) and hasattr(value, "_onnx_element")
+    }
+    if not elements:
+        return results
+    schema = _schema(entry)
+    last = len(schema.inputs) - 1
+    kinds = {schema.inputs[min(slot, last)].type_str: kind for slot, kind in elements.items()}
+    for index, value in enumerate(results):
+        formal = schema.outputs[min(index, len(schema.outputs) - 1)]
+        element = kinds.get(formal.type_str)
+        plain = isinstance(value, Tensor) and not hasattr(value, "_onnx_element")
+        if element is not None and plain and value.dtype == storage_dtype(element):
+            shared = any(value is operand for operand in inputs)
+            if is_held_wider(element) and not shared:
+                results[index] = wrapped(value, element)
+            else:
+                results[index] = marked(value.clone() if shared else value, element)
+    return results
 
 
 def _outputs(result: Any) -> Sequence[Any]:

@@ -1,8 +1,9 @@
 """ONNX element types and tensors as torch tensors.
 
-Torch has no element types of 2 and 4 bits, and hardly computes in 8-bit floats. Such tensors
-are held in the smallest type that torch computes in and that holds all their values, and
-remember their ONNX type (`element_type`). Strings are numpy arrays of Python strings, a
+Torch has no element types of 2 and 4 bits, and hardly computes in 8-bit floats and in unsigned
+integers of 16 bits and more. Such tensors are held in the smallest type that torch computes in
+and that holds all their values (64-bit unsigned ones as the signed number of the same bits),
+and remember their ONNX type (`element_type`). Strings are numpy arrays of Python strings, a
 sequence is a list, an empty optional is None.
 """
 
@@ -31,11 +32,18 @@ _NATIVE: dict[int, torch.dtype] = {
     TensorProto.INT32: torch.int32,
     TensorProto.INT64: torch.int64,
     TensorProto.UINT8: torch.uint8,
-    TensorProto.UINT16: torch.uint16,
-    TensorProto.UINT32: torch.uint32,
-    TensorProto.UINT64: torch.uint64,
     TensorProto.BOOL: torch.bool,
 }
+_WIDER: dict[int, torch.dtype] = {
+    TensorProto.INT2: torch.int8,
+    TensorProto.INT4: torch.int8,
+    TensorProto.UINT2: torch.uint8,
+    TensorProto.UINT4: torch.uint8,
+    TensorProto.UINT16: torch.int32,
+    TensorProto.UINT32: torch.int64,
+    TensorProto.UINT64: torch.int64,
+}
+"""Integer types that are held in a type of another name."""
 _BY_DTYPE = {dtype: element for element, dtype in _NATIVE.items()}
 INTEGERS: dict[int, tuple[int, bool]] = {
     TensorProto.INT2: (2, True),
@@ -73,8 +81,8 @@ def storage_dtype(element: int) -> torch.dtype:
         return _NATIVE[element]
     if element in SMALL_FLOATS:
         return torch.float32
-    if element in INTEGERS:
-        return torch.int8 if INTEGERS[element][1] else torch.uint8
+    if element in _WIDER:
+        return _WIDER[element]
     raise ArgumentError(f"there are no tensors of ONNX element type {type_name(element)} here.")
 
 
@@ -125,7 +133,10 @@ def from_numpy(array: Any, element: int | None = None) -> Any:
         return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
     if element in _NATIVE:
         return torch.from_numpy(array.copy())
-    plain = array.astype(np.float32 if dtype == torch.float32 else np.int8)
+    if element in _WIDER and INTEGERS[element][0] >= 16:
+        plain = array.astype(np.int64)
+    else:
+        plain = array.astype(np.float32 if dtype == torch.float32 else np.int8)
     return marked(torch.from_numpy(plain).to(dtype), element)
 
 
@@ -143,6 +154,22 @@ def to_numpy(value: Any) -> Any:
     if element in _NATIVE:
         return data.numpy()
     return data.numpy().astype(helper.tensor_dtype_to_np_dtype(element))
+
+
+def wrapped(x: Tensor, element: int) -> Tensor:
+    """Integers in a type torch does not have: bits that do not fit are dropped."""
+    bits, signed = INTEGERS[element]
+    low = x.to(torch.int64)
+    if bits < 64:
+        low = low & ((1 << bits) - 1)
+    if signed:
+        low = torch.where(low >= 1 << (bits - 1), low - (1 << bits), low)
+    return marked(low.to(storage_dtype(element)), element)
+
+
+def is_held_wider(element: int) -> bool:
+    """True for integer types that are held in a type of another name."""
+    return element in _WIDER
 
 
 def from_proto(proto: Any, what: str) -> Any:
@@ -189,4 +216,4 @@ def _bits(element: int) -> int:
         return INTEGERS[element][0]
     if element in SMALL_FLOATS:
         return 4 if SMALL_FLOATS[element] is None else 8
-    return 8 * torch.empty((), dtype=storage_dtype(element)).element_size()
+    return 8 * torch.empty((), dtype=_NATIVE[element]).element_size()

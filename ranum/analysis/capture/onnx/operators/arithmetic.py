@@ -59,7 +59,8 @@ def neg(x: Tensor) -> Tensor:
 @lowering("Abs")
 def absolute(x: Tensor) -> Tensor:
     """|x|."""
-    return x if x.dtype in _UNSIGNED else x.abs()
+    integer = INTEGERS.get(element_type(x))
+    return x.abs() if integer is None or integer[1] else x
 
 
 @lowering("Sign")
@@ -129,7 +130,7 @@ def bit_shift(x: Tensor, y: Tensor, *, direction: str) -> Tensor:
     y = y.to(torch.int64)
     too_far = (y < 0) | (y >= bits)
     by = y.clamp(0, bits - 1)
-    wide = x.view(torch.int64) if x.dtype == torch.uint64 else x.to(torch.int64)
+    wide = x.to(torch.int64)
     if direction == "LEFT":
         shifted = (wide << by).masked_fill(too_far, 0)
     else:
@@ -139,7 +140,7 @@ def bit_shift(x: Tensor, y: Tensor, *, direction: str) -> Tensor:
             shifted = torch.where(by == 0, wide, torch.where(by == 1, _half(wide), shifted & mask))
         beyond = torch.where(wide < 0, -1, 0) if signed else torch.zeros_like(wide)
         shifted = torch.where(too_far, beyond, shifted)
-    return shifted.view(torch.uint64) if x.dtype == torch.uint64 else shifted.to(x.dtype)
+    return shifted.to(x.dtype)
 
 
 def _half(wide: Tensor) -> Tensor:
@@ -169,6 +170,3 @@ def bitwise_xor(a: Tensor, b: Tensor) -> Tensor:
 def bitwise_not(x: Tensor) -> Tensor:
     """Every bit turned."""
     return ~x
-
-
-_UNSIGNED = (torch.uint8, torch.uint16, torch.uint32, torch.uint64)

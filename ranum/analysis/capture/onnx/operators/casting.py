@@ -16,11 +16,23 @@ from ranum.analysis.capture.onnx.values import (
     INTEGERS,
     SMALL_FLOATS,
     element_type,
+    is_held_wider,
     marked,
     storage_dtype,
     to_numpy,
+    wrapped,
 )
 from ranum.analysis.capture.opaque import opaque
+
+_SAME_BITS = {
+    TensorProto.INT2: torch.int8,
+    TensorProto.UINT2: torch.int8,
+    TensorProto.INT4: torch.int8,
+    TensorProto.UINT4: torch.int8,
+    TensorProto.UINT16: torch.int16,
+    TensorProto.UINT32: torch.int32,
+    TensorProto.UINT64: torch.int64,
+}
 
 
 def cast_to(x: Any, to: int, *, saturate: bool = True, round_mode: str = "up") -> Any:
@@ -33,20 +45,11 @@ def cast_to(x: Any, to: int, *, saturate: bool = True, round_mode: str = "up") -
         return x
     if to in SMALL_FLOATS:
         return marked(round_to(x.to(torch.float32), to, saturate, round_mode), to)
-    if to in INTEGERS and INTEGERS[to][0] < 8:
-        return marked(wrapped(x, to), to)
+    if is_held_wider(to):
+        return wrapped(x, to)
     if x.is_floating_point() and to in INTEGERS and not INTEGERS[to][1]:
         return x.to(torch.int64).to(storage_dtype(to))  # negative ones wrap, as integers do
     return x.to(storage_dtype(to), copy=hasattr(x, "_onnx_element"))
-
-
-def wrapped(x: Tensor, to: int) -> Tensor:
-    """Integers of 2 or 4 bits: higher bits are dropped."""
-    bits, signed = INTEGERS[to]
-    low = x.to(torch.int64) & ((1 << bits) - 1)
-    if signed:
-        low = torch.where(low >= 1 << (bits - 1), low - (1 << bits), low)
-    return low.to(storage_dtype(to))
 
 
 def _from_text(x: Any, to: int) -> Any:
@@ -95,8 +98,10 @@ def bit_cast(x: Tensor, *, to: int) -> Tensor:
     """The same bits as another type of the same width."""
     if element_type(x) in SMALL_FLOATS or to in SMALL_FLOATS or to in (TensorProto.STRING,):
         raise UnsupportedError("bits of small floats")
-    if to in INTEGERS and INTEGERS[to][0] < 8:
-        return marked(wrapped(x, to), to)
+    if is_held_wider(to):
+        return wrapped(x, to)
+    if is_held_wider(element_type(x)):
+        x = x.to(_SAME_BITS[element_type(x)])
     if to == TensorProto.BOOL or x.dtype == torch.bool:
         return x.view(storage_dtype(to))
     kind = storage_dtype(to)
