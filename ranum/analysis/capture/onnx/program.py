@@ -77,7 +77,8 @@ def onnx_program(
     Args:
         target: A path, or an `onnx.ModelProto`.
         example_inputs: The model's inputs in order, or one mapping by name; tensors or numpy
-            arrays. Inputs that are left out get random numbers of their declared shape.
+            arrays. An input that is left out has its declared shape: ones if it holds integers,
+            else a tensor without data, which `analyze` fills with random numbers.
         loss: Makes a loss from the output, or from a dict of the outputs by name.
         backward: Without a loss: also differentiate the sum of the outputs.
         sizes: Of named dimensions, {"batch": 4}, for inputs that are left out.
@@ -247,16 +248,12 @@ def _inputs(
         if name in given
     }
     missing = [name for name in declared if name not in given]
-    generator = torch.Generator().manual_seed(0)
     notes = []
     for name in missing:
-        values[name] = _random(declared[name], sizes, generator)
-        shape = list(values[name].shape)
-        kind = "standard normal numbers" if values[name].is_floating_point() else "ones"
-        notes.append(
-            f"input {name} was given no example data: {kind} of shape {shape} stand for it; "
-            "its range and open sizes may be wrong"
-        )
+        values[name] = _stand_in(declared[name], sizes)
+        note = f"input {name} was given no example data: its shape is taken to be "
+        note += f"{list(values[name].shape)}"
+        notes.append(note if values[name].is_meta else f"{note}, and all its elements to be 1")
     return {name: values[name] for name in declared}, notes
 
 
@@ -339,7 +336,8 @@ def _structured(name: str, value: Any) -> Any:
         ) from error
 
 
-def _random(item: Any, sizes: Mapping[str, int], generator: torch.Generator) -> Tensor:
+def _stand_in(item: Any, sizes: Mapping[str, int]) -> Tensor:
+    """Ones for an integer input; for a float one its shape alone, to be filled at random."""
     kind = item.type
     if not kind.HasField("tensor_type") or not kind.tensor_type.HasField("shape"):
         raise ArgumentError(
@@ -356,7 +354,7 @@ def _random(item: Any, sizes: Mapping[str, int], generator: torch.Generator) -> 
     element = kind.tensor_type.elem_type
     dtype = storage_dtype(element)
     if dtype.is_floating_point:
-        return marked(torch.randn(shape, generator=generator).to(dtype), element)
+        return torch.empty(shape, dtype=dtype, device="meta")
     return marked(torch.ones(shape, dtype=dtype), element)
 
 
