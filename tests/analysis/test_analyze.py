@@ -59,7 +59,10 @@ def test_bad_arguments_are_named(keywords, message):
 
 
 def test_a_target_of_the_wrong_kind():
-    with pytest.raises(ArgumentError, match="target must be a module or a function"):
+    with pytest.raises(
+        ArgumentError,
+        match="target must be a module, a function that returns a loss, or an ONNX model",
+    ):
         analyze(3, X)
 
 
