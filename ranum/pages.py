@@ -9,11 +9,11 @@ from ranum.errors import ArgumentError
 
 
 def rules() -> dict[str, type]:
-    """Every rule by code: RN1xx numerical defects, RN2xx training symptoms."""
-    from ranum.analysis import defects
+    """Every rule by code: RN1xx numerical defects and advice, RN2xx training symptoms."""
+    from ranum.analysis import defects, precision
     from ranum.guards import symptoms
 
-    found: dict[str, type] = {**defects.CODES, **symptoms.CODES}
+    found: dict[str, type] = {**defects.CODES, **precision.CODES, **symptoms.CODES}
     return dict(sorted(found.items()))
 
 

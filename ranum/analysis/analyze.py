@@ -23,6 +23,7 @@ from ranum.analysis.execution import Execution, unflushed
 from ranum.analysis.graph import Graph, Node
 from ranum.analysis.interval import Interval
 from ranum.analysis.levels import with_reach
+from ranum.analysis.precision import find_advice
 from ranum.analysis.ranges import Range, Weights, describe_weights, starting_ranges
 from ranum.analysis.result import Analysis, Context, Unknown
 from ranum.analysis.scan import Batches, Scan, scan
@@ -123,6 +124,7 @@ def analyze(
         start = starting_ranges(graph, inputs=inputs, weights=weights, seen=seen)
         found, propagation = find_defects(graph, start)
         defects = with_reach(graph, propagation.intervals, weights, found)
+        advice, defects = find_advice(graph, propagation.intervals, defects)
     finished = time.process_time()
     context = Context(program=program, graph=graph, start=start, intervals=propagation.intervals)
     analysis = Analysis(
@@ -131,6 +133,7 @@ def analyze(
         bounds=_bounds(graph, propagation.intervals),
         observed=_observed(graph),
         defects=tuple(replace(defect, context=context) for defect in defects),
+        advice=advice,
         unknowns=_unknowns(propagation.unknown),
         notes=(
             *program.notes,

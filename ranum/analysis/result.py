@@ -176,6 +176,44 @@ class Defect:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Advice:
+    """A spelling that loses precision; nothing becomes NaN or Inf by it.
+
+    Attributes:
+        code: Stable code, "RN1xx".
+        rule: Name of the rule's class, "LogSpelling".
+        op: Canonical operator name.
+        node: Index of the operator in the graph.
+        source: The user's expression.
+        loss: What is lost, in words.
+        rewrite: What to write instead.
+    """
+
+    code: str
+    rule: str
+    op: str
+    node: int
+    source: Source
+    loss: str
+    rewrite: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "code": self.code,
+            "rule": self.rule,
+            "op": self.op,
+            "node": self.node,
+            "source": self.source.to_dict(),
+            "loss": self.loss,
+            "rewrite": self.rewrite,
+        }
+
+    def __str__(self) -> str:
+        return f"{self.code} at {self.source}: {self.loss}; write {self.rewrite}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Unknown:
     """An operator without a transfer function: its result was taken as [-inf, inf]."""
 
@@ -199,6 +237,7 @@ class Analysis:
             holds the loss.
         observed: Extremes seen in the recorded step, by the same names as `bounds`.
         defects: All defects, certain ones first, then in execution order.
+        advice: Spellings that lose precision, with what to write instead. These are no defects.
         unknowns: Operators that could not be bounded. If there are any, the analysis is
             incomplete.
         notes: Other limits of the analysis, a sentence each (branches not taken, ...).
@@ -214,6 +253,7 @@ class Analysis:
     bounds: Mapping[str, Interval]
     observed: Mapping[str, tuple[float, float]]
     defects: tuple[Defect, ...]
+    advice: tuple[Advice, ...] = ()
     unknowns: tuple[Unknown, ...] = ()
     notes: tuple[str, ...] = ()
     ranges: Mapping[str, Interval] = field(default_factory=dict)
@@ -233,6 +273,7 @@ class Analysis:
             "complete": self.is_complete,
             "operators": len(self.graph.nodes),
             "defects": [defect.to_dict() for defect in self.defects],
+            "advice": [advice.to_dict() for advice in self.advice],
             "bounds": {name: bound.to_dict() for name, bound in self.bounds.items()},
             "observed": {name: list(pair) for name, pair in self.observed.items()},
             "ranges": {name: bound.to_dict() for name, bound in self.ranges.items()},
@@ -274,6 +315,7 @@ class Analysis:
         if not self.is_complete:
             head += f" (incomplete: {len(self.unknowns)} operator(s) without a transfer function)"
         lines = [head, *(f"  {defect}" for defect in self.defects)]
+        lines += [f"  advice {advice}" for advice in self.advice]
         lines += [f"  unknown operator {unknown}" for unknown in self.unknowns]
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
