@@ -253,3 +253,25 @@ def test_an_interval_of_the_wrong_shape():
 def test_inputs_must_be_a_mapping():
     with pytest.raises(ArgumentError, match="inputs must map names to ranges"):
         analyze(lambda x: x.sum(), X, inputs=[(0, 1)])
+
+
+# --- running statistics --------------------------------------------------------------------
+
+
+def test_running_statistics_are_bounded_where_the_step_reads_them():
+    """The new variance holds for all inputs in the range, not just for the batch's."""
+    norm = nn.BatchNorm1d(3, momentum=1.0)
+
+    def step(x: Tensor) -> Tensor:
+        return norm(x).sum() + torch.log(norm.running_var).sum()
+
+    x = torch.rand(8, 3)
+    assert [d.code for d in analyze(step, x, inputs={"x": (0, 1)}).defects] == ["RN101"]
+    norm.momentum = 0.5  # half of the old variance, 1, stays
+    analysis = analyze(step, x, inputs={"x": (0, 1)})
+    assert analysis.defects == ()
+    assert analysis.is_complete
+    node = next(node for node in analysis.graph.nodes if node.op == "running_statistics")
+    mean, variance = (analysis.intervals[number] for number in node.outputs)
+    assert 0 <= mean.low <= mean.high <= 0.51
+    assert 0.499 <= variance.low <= variance.high <= 0.7

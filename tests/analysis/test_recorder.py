@@ -162,6 +162,47 @@ def test_a_write_through_a_view_reaches_the_whole():
     assert "join" in ops(graph)
 
 
+def test_running_statistics_are_written_once_they_are_read():
+    norm = nn.BatchNorm1d(3, momentum=0.5)
+
+    def step(x: torch.Tensor) -> torch.Tensor:
+        out = norm(x)
+        return out.sum() + torch.log(norm.running_var - 0.1).sum() + norm.running_mean.sum()
+
+    x = torch.rand(8, 3)
+    program = function_program(step, (x,))
+    graph = program.capture()
+    nodes = [node for node in graph.nodes if node.op == "running_statistics"]
+    assert len(nodes) == 1
+    assert nodes[0].source.module == ""
+    before = [
+        graph.values[nodes[0].arguments[name].value] for name in ("running_mean", "running_var")
+    ]
+    assert [value.data.tolist() for value in before] == [[0.0] * 3, [1.0] * 3]
+    mean, variance = (graph.values[number].observed for number in nodes[0].outputs)
+    assert float(mean[1]) == pytest.approx(float(x.mean(0).max()) / 2)
+    assert float(variance[0]) == pytest.approx(float((1 + x.var(0)).min()) / 2)
+    assert torch.equal(norm.running_var, torch.ones(3))
+    unread = function_program(lambda x: norm(x).sum(), (x,)).capture()
+    assert "running_statistics" not in ops(unread)
+
+
+def test_running_statistics_of_two_batches_follow_each_other():
+    norm = nn.BatchNorm1d(3)
+
+    def step(x: torch.Tensor) -> torch.Tensor:
+        first = norm(x).sum() + norm(10 * x).sum()
+        norm.eval()
+        return first + norm(x).sum()
+
+    graph = function_program(step, (torch.rand(8, 3),)).capture()
+    nodes = [node for node in graph.nodes if node.op == "running_statistics"]
+    assert len(nodes) == 2
+    assert nodes[1].arguments["running_mean"].value == nodes[0].outputs[0]
+    evaluated = [n for n in graph.nodes if n.op == "native_batch_norm"][-1]
+    assert evaluated.arguments["running_var"].value == nodes[1].outputs[1]
+
+
 def test_an_out_argument_is_written_like_any_other():
     def step(x: torch.Tensor) -> torch.Tensor:
         whole = torch.zeros(4)

@@ -78,6 +78,23 @@ class _Integers:
     is_mask: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _Statistics:
+    """Running statistics that a batch norm has written over, not yet recorded as such.
+
+    Attributes:
+        mean: The buffer, as it is now.
+        variance: The same of the variance.
+        arguments: Of the node that makes both, with what was there before.
+        mark: Source and phase of the batch norm.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    arguments: dict[str, Any]
+    mark: Mapping[str, Any]
+
+
 class Recorder(DispatchMode):
     """The recording mode; see `record`."""
 
@@ -91,6 +108,7 @@ class Recorder(DispatchMode):
         super().__init__()
         self.graph = Graph()
         self._integers: dict[int, _Integers] = {}
+        self._statistics: dict[int, _Statistics] = {}
         self._observe = observe
         self._storages: dict[int, _Storage] = {}
         self._stamp = 0
@@ -112,15 +130,22 @@ class Recorder(DispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs the operator, then writes it down."""
         kwargs = kwargs or {}
-        operands = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        bound = bind(func, args, kwargs)
+        if bound.get("train", True) and name_of(func).endswith("batch_norm_backward"):
+            bound["running_mean"] = bound["running_var"] = None  # not read in training
+        operands = [leaf for leaf in tree_leaves(bound) if isinstance(leaf, Tensor)]
         tracked = [tensor for tensor in operands if self._is_tracked(tensor)]
         before: dict[int, int] = {}
         if func._schema.is_mutable and tracked:
             # What an in-place operator reads must be noted before it is overwritten.
             before = {id(tensor): self._value_of(tensor) for tensor in operands}
+        buffers = _statistics_of(func, bound) if tracked else None
+        if buffers is not None:
+            before = {id(each): self._old_value(each) for each in buffers}
         result = func(*args, **kwargs)
-        bound = bind(func, args, kwargs)
         self._record(func, bound, tracked, before, result)
+        if buffers is not None:
+            self._write_statistics(buffers, bound, before)
         if self._integers and not tracked:
             self._follow(func, bound, operands, result)
         return result
@@ -166,6 +191,53 @@ class Recorder(DispatchMode):
             return
         canonical = canonicalize(func, bound, tensors[0])
         self._add(canonical, outputs, is_gradient, mark, written=written, before=before)
+
+    # --- running statistics -----------------------------------------------------------------
+
+    def _old_value(self, buffer: Tensor) -> int:
+        """The value of a buffer that is about to be written over."""
+        if self._is_tracked(buffer):
+            return self._value_of(buffer)
+        return self._constant(buffer.detach().clone())
+
+    def _write_statistics(
+        self, buffers: tuple[Tensor, Tensor], bound: Mapping[str, Any], before: Mapping[int, int]
+    ) -> None:
+        """Remembers the write; a node is made of it only if somebody reads the buffers."""
+        mean, variance = buffers
+        momentum = bound.get("momentum", bound.get("exponential_average_factor"))
+        arguments = {
+            "input": Ref(self._value_of(bound["input"])),
+            "running_mean": Ref(before[id(mean)]),
+            "running_var": Ref(before[id(variance)]),
+            "momentum": momentum,
+        }
+        source, _ = self._place("forward", None)
+        entry = _Statistics(mean, variance, arguments, {"source": source, "phase": "forward"})
+        for buffer in buffers:
+            self._statistics[buffer.untyped_storage()._cdata] = entry
+
+    def _settle(self, written: _Statistics) -> None:
+        """Makes the node that wrote running statistics, now that they are read."""
+        buffers = (written.mean, written.variance)
+        for buffer in buffers:
+            self._statistics.pop(buffer.untyped_storage()._cdata, None)
+        index = len(self.graph.nodes)
+        numbers = []
+        for buffer in buffers:
+            value = self._new_value(buffer, producer=index)
+            self._bind(buffer, value.index, is_write=True)
+            numbers.append(value.index)
+        self.graph.nodes.append(
+            Node(
+                index=index,
+                op="running_statistics",
+                target=None,
+                arguments=written.arguments,
+                outputs=tuple(numbers),
+                **written.mark,
+            )
+        )
 
     # --- integers ---------------------------------------------------------------------------
 
@@ -412,7 +484,10 @@ class Recorder(DispatchMode):
     def _storage(self, tensor: Tensor) -> _Storage | None:
         if tensor.layout != torch.strided:
             return None
-        return self._storages.get(tensor.untyped_storage()._cdata)
+        key = tensor.untyped_storage()._cdata
+        if self._statistics and key in self._statistics:
+            self._settle(self._statistics[key])
+        return self._storages.get(key)
 
     def _is_tracked(self, tensor: Tensor) -> bool:
         if tensor.layout != torch.strided:
@@ -553,6 +628,14 @@ def _is_backward_seed() -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+def _statistics_of(func: Any, bound: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:
+    """The buffers that a batch norm in training writes, where its schema does not say so."""
+    if name_of(func) not in ("native_batch_norm", "cudnn_batch_norm") or not bound["training"]:
+        return None
+    mean, variance = bound["running_mean"], bound["running_var"]
+    return None if mean is None or variance is None else (mean, variance)
 
 
 def _is_integer(tensor: Tensor) -> bool:

@@ -311,6 +311,7 @@ def _native_batch_norm_legit_no_training(
     return _batch_norm(input, weight, bias, running_mean, running_var, False, eps)
 
 
+@transfer("running_statistics")
 def running_statistics(
     input: Interval, running_mean: Interval, running_var: Interval, momentum: float
 ) -> tuple[Interval, Interval]:
