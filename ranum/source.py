@@ -256,6 +256,23 @@ def current_module() -> str | None:
 
 
 @contextmanager
+def inside_module(path: str) -> Iterator[None]:
+    """Makes `path` the running module, for layers that torch's hooks do not see.
+
+    Does nothing outside `module_scope`.
+    """
+    stack = getattr(_running, "stack", None)
+    if stack is None:
+        yield
+        return
+    stack.append(path)
+    try:
+        yield
+    finally:
+        stack.pop()
+
+
+@contextmanager
 def module_scope(model: torch.nn.Module) -> Iterator[None]:
     """Keeps track of the running submodule of `model`, by name, in this thread.
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -48,6 +48,12 @@ def function_graph(graph: Any, name: str) -> Any | None:
     return getattr(found, "graph", None)
 
 
+def keras_backend() -> str:
+    """Keras' backend: "tensorflow", "torch", "jax"."""
+    name: str = keras().config.backend()
+    return name
+
+
 def calls_with_training(model: Any) -> bool:
     """True if the model's `call` takes `training`, as Keras' own training step asks."""
     return bool(getattr(model, "_call_has_training_arg", True))
@@ -64,30 +70,52 @@ def layers_noted(owners: dict[tuple[int, str], str], root: Any) -> Iterator[None
 
     Args:
         owners: Takes, by the graph's `id` and the operation's name, the path of the innermost
-            layer: names from the outermost layer inside `root` to it, joined by "/".
-        root: The layer that stands for the whole; its own path is "".
+            layer.
+        root: See `layers_watched`.
     """
     tf = tensorflow()
-    layer = keras().layers.Layer
-    plain = layer.__call__
-    path: list[str] = []
 
-    def noting(self: Any, *args: Any, **kwargs: Any) -> Any:
+    @contextmanager
+    def note(path: str) -> Iterator[None]:
         graph = tf.compat.v1.get_default_graph()
         before = len(graph.get_operations())
+        try:
+            yield
+        finally:
+            for operation in graph.get_operations()[before:]:
+                owners.setdefault((id(graph), operation.name), path)
+
+    with layers_watched(root, note):
+        yield
+
+
+@contextmanager
+def layers_watched(
+    root: Any, during: Callable[[str], AbstractContextManager[None]]
+) -> Iterator[None]:
+    """Enters `during(path)` around every call of a Keras layer.
+
+    Args:
+        root: The layer that stands for the whole; its own path is "".
+        during: Takes the layer's path: names from the outermost layer inside `root` to it,
+            joined by "/".
+    """
+    layer = keras().layers.Layer
+    plain = layer.__call__
+    names: list[str] = []
+
+    def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
         is_inner = self is not root
         if is_inner:
-            path.append(self.name)
+            names.append(self.name)
         try:
-            return plain(self, *args, **kwargs)
+            with during("/".join(names)):
+                return plain(self, *args, **kwargs)
         finally:
-            own = "/".join(path)
             if is_inner:
-                path.pop()
-            for operation in graph.get_operations()[before:]:
-                owners.setdefault((id(graph), operation.name), own)
+                names.pop()
 
-    layer.__call__ = noting
+    layer.__call__ = watched
     try:
         yield
     finally:

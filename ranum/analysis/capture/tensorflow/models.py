@@ -12,6 +12,7 @@ from ranum.analysis.capture.program import Program
 from ranum.analysis.capture.tensorflow import bridge
 from ranum.analysis.capture.tensorflow.trace import as_constant, as_torch, called, traced
 from ranum.errors import ArgumentError
+from ranum.source import inside_module
 
 
 def keras_program(
@@ -21,7 +22,9 @@ def keras_program(
     loss: Callable[[Any], Tensor] | None = None,
     backward: bool = True,
 ) -> Program:
-    """A program of one training step of a Keras model on TensorFlow: forward and loss.
+    """A program of one training step of a Keras model: forward and compiled loss.
+
+    On TensorFlow the model's graph is traced and carried out; on torch the model itself runs.
 
     Args:
         model: A model; compiled with a loss, unless `loss` is given.
@@ -30,7 +33,8 @@ def keras_program(
         backward: Whether the backward pass belongs to the step.
 
     Raises:
-        ArgumentError: If the model is not compiled, or cannot be called with the arguments.
+        ArgumentError: If the model is not compiled, cannot be called with the arguments, or
+            runs on another backend.
     """
     if loss is None and not getattr(model, "compiled", False):
         raise ArgumentError(
@@ -42,30 +46,78 @@ def keras_program(
             "example_inputs of a Keras model must be x, y and, if any, sample weights; "
             f"got {len(arguments)}."
         )
+    backend = bridge.keras_backend()
+    if backend not in _WAYS:
+        raise ArgumentError(
+            f"target runs on Keras' backend {backend!r}; 'tensorflow' and 'torch' can be analysed."
+        )
     floatx = bridge.keras().config.floatx()
     fed = tuple(tree_map(lambda leaf: as_torch(leaf, floatx), one) for one in arguments)
+    return _WAYS[backend](model, fed, loss, backward)
+
+
+def _step(model: Any, *, predicts: bool) -> Callable[..., Any]:
+    """What `fit` computes before the gradients; or only what the model predicts."""
     training = {"training": True} if bridge.calls_with_training(model) else {}
-    if not model.built:
-        called(f"Keras model {model.name}", lambda: model(tree_map(as_constant, fed[0])))
 
     def step(*batch: Any) -> Any:
         x, y, weights = (*batch, None, None)[:3]
         predicted = model(x, **training)
-        if loss is not None:
+        if predicts:
             return predicted
         return model.compute_loss(x=x, y=y, y_pred=predicted, sample_weight=weights, training=True)
 
-    names = ("x", "y", "sample_weight")[: len(arguments)]
+    return step
+
+
+def _on_tensorflow(
+    model: Any, fed: tuple[Any, ...], loss: Callable[[Any], Tensor] | None, backward: bool
+) -> Program:
+    description = _described(model)
+    if not model.built:
+        called(description, lambda: model(tree_map(as_constant, fed[0])))
     trained = {id(variable.value): variable.path for variable in model.trainable_variables}
     others = {id(variable.value): variable.path for variable in model.variables}
     return traced(
-        step,
+        _step(model, predicts=loss is not None),
         fed,
-        names,
+        _ARGUMENTS[: len(fed)],
         root=model,
         paths={**others, **trained},
         trained=set(trained),
         finish=loss,
         backward=backward,
-        description=f"Keras model {model.name}",
+        description=description,
     )
+
+
+def _on_torch(
+    model: Any, fed: tuple[Any, ...], loss: Callable[[Any], Tensor] | None, backward: bool
+) -> Program:
+    if not model.built:
+        called(_described(model), lambda: model(fed[0]))
+    run = _step(model, predicts=loss is not None)
+
+    def step(*batch: Any) -> Tensor | None:
+        with bridge.layers_watched(model, inside_module):
+            output = run(*batch)
+        result: Tensor = output if loss is None else loss(output)
+        return result
+
+    return Program(
+        step=step,
+        arguments=fed,
+        argument_names=_ARGUMENTS[: len(fed)],
+        model=model,
+        parameters={variable.path: variable.value for variable in model.trainable_variables},
+        backward=backward,
+        description=_described(model),
+    )
+
+
+def _described(model: Any) -> str:
+    return f"Keras model {model.name}"
+
+
+_ARGUMENTS = ("x", "y", "sample_weight")
+_WAYS = {"tensorflow": _on_tensorflow, "torch": _on_torch}
