@@ -52,9 +52,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     analyze.add_argument(
         "target",
-        metavar="FILE.py:NAME | FILE.onnx",
+        metavar="FILE.py:NAME | FILE.onnx | FOLDER",
         help="a module, a class built without arguments, or a function without arguments that "
         "returns a module or a tuple (target, *example_inputs); package.module:NAME works too; "
+        "a compiled Keras model; the folder of a SavedModel; "
         "or an ONNX model, analysed forward only",
     )
     analyze.add_argument(
@@ -163,6 +164,10 @@ def _build(spec: str) -> tuple[Any, tuple[Any, ...]]:
     """What `FILE.py:NAME` names: the thing to analyze and, if it brings any, its inputs."""
     import torch
 
+    from ranum.analysis.capture.tensorflow.target import is_keras_model
+
+    if Path(spec).is_dir():
+        return spec, ()
     path, colon, name = spec.rpartition(":")
     if not colon or not path or not name:
         raise ArgumentError(f"target must look like model.py:Net; got {spec!r}.")
@@ -173,7 +178,7 @@ def _build(spec: str) -> tuple[Any, tuple[Any, ...]]:
             f"{path} has no {name!r}; it defines {', '.join(sorted(public)) or 'nothing'}."
         )
     target = getattr(module, name)
-    if not isinstance(target, torch.nn.Module):
+    if not (isinstance(target, torch.nn.Module) or is_keras_model(target)):
         if not callable(target):
             raise ArgumentError(
                 f"{name} must be a module, a class or a function; got {type(target).__name__}."

@@ -255,21 +255,9 @@ def current_module() -> str | None:
     return stack[-1] if stack else None
 
 
-@contextmanager
-def inside_module(path: str) -> Iterator[None]:
-    """Makes `path` the running module, for layers that torch's hooks do not see.
-
-    Does nothing outside `module_scope`.
-    """
-    stack = getattr(_running, "stack", None)
-    if stack is None:
-        yield
-        return
-    stack.append(path)
-    try:
-        yield
-    finally:
-        stack.pop()
+def _own_name(module: torch.nn.Module) -> str:
+    name = getattr(module, "name", None)
+    return name if isinstance(name, str) and name else type(module).__name__
 
 
 @contextmanager
@@ -277,7 +265,8 @@ def module_scope(model: torch.nn.Module) -> Iterator[None]:
     """Keeps track of the running submodule of `model`, by name, in this thread.
 
     Uses torch's global module hooks, so it sees modules whose `forward` is patched, and
-    leaves no hook behind. A module that is not part of `model` shows as its class name.
+    leaves no hook behind. A module that is not part of `model` shows as its own `name`, which
+    Keras layers have, or its class name.
     """
     names = {id(module): name for name, module in model.named_modules()}
     stack: list[str] = []
@@ -285,7 +274,7 @@ def module_scope(model: torch.nn.Module) -> Iterator[None]:
     _running.stack = stack
 
     def enter(module: torch.nn.Module, args: Any) -> None:
-        stack.append(names.get(id(module), type(module).__name__))
+        stack.append(names[id(module)] if id(module) in names else _own_name(module))
 
     def leave(module: torch.nn.Module, args: Any, output: Any) -> None:
         if stack:

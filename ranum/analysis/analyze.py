@@ -197,7 +197,8 @@ def _program(
             raise ArgumentError("loss must be None for a function; let the function return it.")
         return function_program(target, arguments, backward=backward)
     raise ArgumentError(
-        "target must be a module, a function that returns a loss, or an ONNX model; "
+        "target must be a module, a compiled Keras model, a function that returns a loss, an "
+        "ONNX model or the folder of a SavedModel; "
         f"got {target!r}."
     )
 

@@ -133,6 +133,14 @@ def smallest_clip(defect: Defect) -> Clip:
             "without cutting the range in two or to nothing",
         )
     lower, upper = bounds
+    if defect.source.node:
+        return Clip(
+            defect=defect,
+            lower=lower,
+            upper=upper,
+            reason=f"{defect.source.node} belongs to a graph that is no torch code; clamp its "
+            f"operand there: minimum {lower}, maximum {upper}",
+        )
     try:
         edit = clip_edit(
             defect.source, defect.op, lower=lower, upper=upper, argument=_position(defect, context)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -66,56 +66,34 @@ def compiled_loss(model: Any) -> Any | None:
 
 @contextmanager
 def layers_noted(owners: dict[tuple[int, str], str], root: Any) -> Iterator[None]:
-    """Notes which layer makes each operation while graphs are traced.
+    """Notes which Keras layer makes each operation while graphs are traced.
 
     Args:
         owners: Takes, by the graph's `id` and the operation's name, the path of the innermost
-            layer.
-        root: See `layers_watched`.
+            layer: names from the outermost layer inside `root` to it, joined by "/".
+        root: The layer that stands for the whole; its own path is "".
     """
     tf = tensorflow()
-
-    @contextmanager
-    def note(path: str) -> Iterator[None]:
-        graph = tf.compat.v1.get_default_graph()
-        before = len(graph.get_operations())
-        try:
-            yield
-        finally:
-            for operation in graph.get_operations()[before:]:
-                owners.setdefault((id(graph), operation.name), path)
-
-    with layers_watched(root, note):
-        yield
-
-
-@contextmanager
-def layers_watched(
-    root: Any, during: Callable[[str], AbstractContextManager[None]]
-) -> Iterator[None]:
-    """Enters `during(path)` around every call of a Keras layer.
-
-    Args:
-        root: The layer that stands for the whole; its own path is "".
-        during: Takes the layer's path: names from the outermost layer inside `root` to it,
-            joined by "/".
-    """
     layer = keras().layers.Layer
     plain = layer.__call__
-    names: list[str] = []
+    path: list[str] = []
 
-    def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def noting(self: Any, *args: Any, **kwargs: Any) -> Any:
+        graph = tf.compat.v1.get_default_graph()
+        before = len(graph.get_operations())
         is_inner = self is not root
         if is_inner:
-            names.append(self.name)
+            path.append(self.name)
         try:
-            with during("/".join(names)):
-                return plain(self, *args, **kwargs)
+            return plain(self, *args, **kwargs)
         finally:
+            own = "/".join(path)
             if is_inner:
-                names.pop()
+                path.pop()
+            for operation in graph.get_operations()[before:]:
+                owners.setdefault((id(graph), operation.name), own)
 
-    layer.__call__ = watched
+    layer.__call__ = noting
     try:
         yield
     finally:

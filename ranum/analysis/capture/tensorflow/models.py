@@ -12,7 +12,6 @@ from ranum.analysis.capture.program import Program
 from ranum.analysis.capture.tensorflow import bridge
 from ranum.analysis.capture.tensorflow.trace import as_constant, as_torch, called, traced
 from ranum.errors import ArgumentError
-from ranum.source import inside_module
 
 
 def keras_program(
@@ -99,8 +98,7 @@ def _on_torch(
     run = _step(model, predicts=loss is not None)
 
     def step(*batch: Any) -> Tensor | None:
-        with bridge.layers_watched(model, inside_module):
-            output = run(*batch)
+        output = run(*batch)
         result: Tensor = output if loss is None else loss(output)
         return result
 

@@ -11,7 +11,9 @@ import tensorflow as tf
 import torch
 
 from ranum.analysis import analyze
+from ranum.cli import main
 from ranum.errors import ArgumentError
+from ranum.repair.clipping import fix
 
 from .steps import program_of
 
@@ -174,3 +176,15 @@ def test_missing_and_broken_variables(saved, tmp_path):
 def test_arguments_must_fit_the_signature(saved, batch):
     with pytest.raises(ArgumentError, match="example_inputs"):
         analyze(str(saved), *batch)
+
+
+def test_the_command_takes_a_folder(saved, capsys):
+    assert main(["analyze", str(saved), "--no-confirm"]) == 0
+    assert "RN101" in capsys.readouterr().out
+
+
+def test_a_graph_is_not_patched_as_if_it_were_torch_code(saved):
+    (clip,) = fix(analyze(saved, X)).clips
+    assert clip.edit is None
+    assert clip.lower is not None
+    assert "belongs to a graph" in clip.reason

@@ -123,12 +123,13 @@ def cross_entropy(call: Call, logits: Tensor, labels: Tensor) -> tuple[Tensor, T
 def sparse_cross_entropy(call: Call, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Loss `[N]` and softmax - one-hot labels `[N, C]`."""
     index = labels.long()
-    if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < logits.shape[-1]:
+    try:
+        loss = F.nll_loss(torch.log_softmax(logits, -1), index, reduction="none")
+    except IndexError as error:
         raise ArgumentError(
-            f"example_inputs hold class labels from {int(index.min())} to {int(index.max())}; "
-            f"the model has {logits.shape[-1]} classes."
-        )
-    loss = F.nll_loss(torch.log_softmax(logits, -1), index, reduction="none")
+            f"example_inputs hold a class label outside the model's {logits.shape[-1]} classes: "
+            f"{error}"
+        ) from error
     if 1 not in call.read:
         return loss, loss
     with torch.no_grad():
