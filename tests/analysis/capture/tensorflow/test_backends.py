@@ -34,13 +34,15 @@ assert defect.code == "RN101" and "ops.log(p)" in defect.source.expression
 assert set(analysis.ranges) == {"x", "y", "sequential/head/kernel", "sequential/head/bias"}
 assert "head" in {node.source.module for node in analysis.graph.nodes}
 norm = keras.Sequential([
-    keras.Input((8, 8, 1)), layers.Conv2D(4, 3), layers.BatchNormalization(), layers.ReLU(),
+    keras.Input((8, 8, 1)), layers.Conv2D(4, 3), layers.BatchNormalization(name="norm"), layers.ReLU(),
     layers.Dropout(0.5), layers.Flatten(), layers.Dense(3),
 ])
 norm.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
 before = [v.numpy().copy() for v in norm.variables]
 analysis = analyze(norm, np.random.rand(4, 8, 8, 1), np.array([0, 1, 2, 1]))
-assert analysis.defects == () and analysis.unknowns == (), analysis
+assert analysis.unknowns == (), analysis
+# Keras' variance on torch is E[x^2] - E[x]^2, which may come out below 0.
+assert {defect.source.module for defect in analysis.defects} <= {"norm"}, analysis
 assert all((v.numpy() == old).all() for v, old in zip(norm.variables, before))
 print("passed")
 """
