@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import os
-import statistics
-import time
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
-from benchmarks.clean.case import Case, Workload
-from ranum.analysis import analyze
+from benchmarks.clean.case import Case
 from ranum.analysis.confirm import confirm_all
 from ranum.analysis.result import Analysis, Defect
 
@@ -112,42 +107,15 @@ def judge(
             warnings.simplefilter("ignore")  # of the libraries about their own defaults
             workload = case.make().to(DTYPES[dtype])
             if not row.parameters:
-                row.parameters, row.forward = workload.parameters, _forward_seconds(workload)
+                row.parameters, row.forward = workload.parameters, workload.forward_seconds()
             for level in levels:
-                analysis = analyse(workload, level)
+                analysis = workload.analyse(level)
                 row.operators = row.operators or len(analysis.graph.nodes)
                 row.capture = row.capture or analysis.capture_seconds
                 if analysis.defects and level != "initial" and seconds > 0:
                     analysis = confirm_all(analysis, seconds=seconds)
                 row.findings[dtype, level] = _finding(analysis)
     return row
-
-
-def analyse(workload: Workload, level: str) -> Analysis:
-    """The analysis of one step with weights of one level."""
-    names = tuple(workload.batch)
-    step = _step(workload, names)
-    return analyze(step, *workload.batch.values(), weights=level)  # type: ignore[arg-type]
-
-
-def _step(workload: Workload, names: tuple[str, ...]) -> Callable[..., Any]:
-    model, loss = workload.model, workload.loss
-
-    def step(*tensors: torch.Tensor) -> torch.Tensor:
-        return loss(model, dict(zip(names, tensors, strict=True)))
-
-    return step
-
-
-def _forward_seconds(workload: Workload, repeats: int = 3) -> float:
-    def forward() -> float:
-        started = time.process_time()
-        with torch.no_grad():
-            workload.loss(workload.model, workload.batch)
-        return time.process_time() - started
-
-    forward()
-    return statistics.median(forward() for _ in range(repeats))
 
 
 def _finding(analysis: Analysis) -> Finding:
