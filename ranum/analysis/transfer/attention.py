@@ -32,6 +32,11 @@ def _logits(query: Interval, key: Interval, mask: Interval | None, scale: float 
     return logits if mask is None or mask.dtype == torch.bool else logits + Box.of(mask).merged()
 
 
+def logit_unit(dtype: torch.dtype) -> float:
+    """Fused kernels keep logits in float32; without MKL, products of half types are rounded."""
+    return unit_roundoff(accumulator(dtype) if torch.backends.mkl.is_available() else dtype)
+
+
 def _may_mask_row(mask: Interval | None) -> bool:
     """True if nothing is left of some row of the mask."""
     if mask is None or mask.is_empty_tensor:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
-
 from ranum.analysis.interval import Interval, unit_roundoff
 from ranum.analysis.transfer._common import Box, largest, sum_error
-from ranum.analysis.transfer.attention import _logits
+from ranum.analysis.transfer.attention import _logits, logit_unit
 from ranum.analysis.transfer.backward._common import Mask
 from ranum.analysis.transfer.registry import transfer
 
@@ -41,9 +39,10 @@ def _attention_backward(
     unit = unit_roundoff(query.dtype)
     terms = width + features + rows * heads + keys
     error = sum_error(terms + 64, logits.dtype) + 64 * unit
-    logit_error = sum_error(terms + 64, logits.dtype) + 64 * _logit_unit(query, logits)
+    logit_error = sum_error(width + 64, logits.dtype) + 64 * logit_unit(query.dtype)
     size = max(abs(logits.high), 0.0 if math.isinf(logits.low) else abs(logits.low))
     exponent = 4 * logit_error * (size + math.log(max(keys, 1)) + 1)
+    exponent += sum_error(keys + 64, logits.dtype)  # of log sum exp
     if not finite or logits.may_nan or exponent > 80:
         top = logits.constant(-math.inf, math.inf).with_nan()
         boxes = (top, top, top, top)
@@ -66,12 +65,6 @@ def _attention_backward(
         boxes[2].interval(value.shape, value.dtype),
         boxes[3],
     )
-
-
-def _logit_unit(query: Interval, logits: Box) -> float:
-    """Fused kernels keep logits in float32; without MKL, products of half types are rounded."""
-    wide = torch.backends.mkl.is_available()
-    return unit_roundoff(logits.dtype if wide else query.dtype)
 
 
 @transfer("_scaled_dot_product_flash_attention_for_cpu_backward", phase="backward")

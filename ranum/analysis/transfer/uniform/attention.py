@@ -7,6 +7,7 @@ import math
 from ranum.analysis.graph import Value
 from ranum.analysis.interval import Interval, unit_roundoff
 from ranum.analysis.transfer._common import largest, sum_error
+from ranum.analysis.transfer.attention import logit_unit
 from ranum.analysis.transfer.registry import uniform
 from ranum.analysis.transfer.uniform._scalar import (
     Pair,
@@ -81,7 +82,8 @@ def flash_attention_backward(
     top, factor = _logit(query, key, scale)
     error = sum_error(width + features + rows * heads + keys + 64, dtype)
     error += 64 * unit_roundoff(query.dtype)
-    exponent = 4 * error * (top + math.log(max(keys, 1)) + 1)
+    of_logits = sum_error(width + 64, dtype) + 64 * logit_unit(query.dtype)
+    exponent = 4 * of_logits * (top + math.log(max(keys, 1)) + 1) + sum_error(keys + 64, dtype)
     if exponent > 80:
         raise Unsure
     weight = math.exp(exponent) * (1 + 4 * error)

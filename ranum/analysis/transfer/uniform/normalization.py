@@ -174,7 +174,7 @@ def softmax_backward(
     dtype, y, grad = working(grad_output), pair(output), pair(grad_output)
     classes = grad_output.shape[dim] if grad_output.shape else 1
     unit = unit_roundoff(output.dtype)
-    if y[0] < 0 or y[1] > 1.001 * (1 + unit):  # no softmax
+    if y[0] < 0 or y[1] > 1.001 + 4 * unit:  # no softmax
         raise Unsure
     error = 2 * sum_error(classes, dtype) + 8 * unit * min(classes, 2) + classes * unit
     weighted = product(with_zero(grad), (1.0 - error if error < 1 else 0.0, 1.0 + error))
