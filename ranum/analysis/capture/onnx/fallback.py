@@ -38,6 +38,8 @@ def schema_function(
     """The function body ONNX's schema gives an operator for these input types, or None."""
     try:
         schema = onnx.defs.get_schema(step.op, version, step.domain)
+        if any(attribute.name not in schema.attributes for attribute in step.proto.attribute):
+            return None
         core = opsets.get("", version)
         if schema.has_context_dependent_function:
             known = [v for v in schema.context_dependent_function_opset_versions if v <= core]

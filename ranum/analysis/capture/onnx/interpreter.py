@@ -25,6 +25,7 @@ from ranum.analysis.capture.onnx.registry import (
     lowering_for,
 )
 from ranum.analysis.capture.onnx.values import (
+    checked_size,
     element_type,
     is_held_wider,
     marked,
@@ -48,6 +49,13 @@ _WIDER = {
     torch.bfloat16: torch.float32,
 }
 """The type to compute in where torch has no kernel for one."""
+
+
+_BROADCASTING = frozenset(
+    {"Add", "And", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Div", "Equal", "Greater",
+     "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Mean", "Min", "Mod", "Mul", "Or", "PRelu",
+     "Pow", "Sub", "Sum", "Where", "Xor"}
+)  # fmt: skip
 
 
 class Scope:
@@ -290,6 +298,9 @@ def _lowered(
         )
     if any(value is None for value in inputs[: entry.least]) and not entry.op.startswith("Opt"):
         raise UnsupportedError("a required input is left out")
+    if entry.op in _BROADCASTING:
+        shapes = [value.shape for value in inputs if isinstance(value, Tensor)]
+        checked_size(torch.broadcast_shapes(*shapes), f"the result of {call.name}")
     keywords: dict[str, Any] = dict(attributes)
     if entry.takes_call:
         keywords["call"] = call

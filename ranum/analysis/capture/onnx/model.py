@@ -19,7 +19,7 @@ from onnx import AttributeProto, TensorProto
 from ranum.analysis.capture.onnx import values
 from ranum.errors import ArgumentError
 
-DEPTH_LIMIT = 40
+DEPTH_LIMIT = 20
 """Subgraphs inside subgraphs; also functions that call functions."""
 _FILE_LIMIT = (1 << 31) - 1
 """Protocol buffers hold no more bytes; larger models keep their weights outside."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from onnx import TensorProto
 from torch import Tensor, nn
 
 from ranum.analysis.capture.onnx.interpreter import Interpreter
@@ -289,9 +290,14 @@ def _checked_input(item: Any, value: Any, sizes: dict[str, int]) -> Any:
                 f"example_inputs[{item.name!r}] must be a tensor or an array; got "
                 f"{type(value).__name__}."
             ) from error
-    if not isinstance(tensor, Tensor):
-        return tensor  # strings
     element = kind.tensor_type.elem_type
+    if element == TensorProto.STRING and not isinstance(tensor, Tensor):
+        return tensor
+    if not isinstance(tensor, Tensor):
+        raise ArgumentError(
+            f"example_inputs[{item.name!r}] must be a tensor or an array of type "
+            f"{type_name(element)}; got {type(value).__name__}."
+        )
     wanted = storage_dtype(element)
     if tensor.is_floating_point() != wanted.is_floating_point or (
         (tensor.dtype == torch.bool) != (wanted == torch.bool)

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ranum.analysis.capture.onnx.operators._common import filled, number
+from ranum.analysis.capture.onnx.operators._common import filled, number, sized
 from ranum.analysis.capture.onnx.registry import Call, UnsupportedError, lowering
 from ranum.errors import ArgumentError
 
-STEP_LIMIT = 100_000
+STEP_LIMIT = 10_000
 """A loop that makes more steps is refused."""
 
 
@@ -55,6 +55,7 @@ def loop(
 def _stacked(items: list[Any], axis: int = 0, backwards: bool = False) -> Any:
     if not items:
         return torch.zeros(0)
+    sized((len(items), *items[0].shape))
     return torch.stack(list(reversed(items)) if backwards else items, axis)
 
 

@@ -102,6 +102,8 @@ def unsqueeze_by_attribute(x: Tensor, *, axes: Sequence[int]) -> Tensor:
 @lowering("Concat")
 def concat(*parts: Tensor, axis: int = 1) -> Tensor:
     """Joined along a dimension."""
+    length = sum(part.shape[axis] for part in parts if part.dim())
+    sized([length if i == axis % parts[0].dim() else n for i, n in enumerate(parts[0].shape)])
     return torch.cat(parts, axis)
 
 
