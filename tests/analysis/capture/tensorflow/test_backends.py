@@ -34,8 +34,8 @@ assert defect.code == "RN101" and "ops.log(p)" in defect.source.expression
 assert set(analysis.ranges) == {"x", "y", "sequential/head/kernel", "sequential/head/bias"}
 assert "head" in {node.source.module for node in analysis.graph.nodes}
 norm = keras.Sequential([
-    keras.Input((8, 8, 1)), layers.Conv2D(4, 3), layers.BatchNormalization(name="norm"), layers.ReLU(),
-    layers.Dropout(0.5), layers.Flatten(), layers.Dense(3),
+    keras.Input((8, 8, 1)), layers.Conv2D(4, 3), layers.BatchNormalization(name="norm"),
+    layers.ReLU(), layers.Dropout(0.5), layers.Flatten(), layers.Dense(3),
 ])
 norm.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
 before = [v.numpy().copy() for v in norm.variables]
