@@ -195,20 +195,33 @@ _ON_POSITIVE = frozenset({"log", "log2", "log10", "sqrt", "rsqrt"})
 
 
 def is_discarded(graph: Graph, node: Node, readers: Mapping[int, tuple[int, ...]]) -> bool:
-    """True if every reader of a logarithm or root takes it only where its operand is positive.
+    """True if every reader takes the result only where the operand is in the domain.
 
-    As in where(x > 0, log(x), 0). The gradient of the logarithm, grad / x, is judged by
-    itself; where the backward pass reads the result, as for roots, this does not hold.
+    Of logarithms and roots in where(x > 0, log(x), 0); of negative powers and quotients where
+    the operand is not 0. The gradient of the logarithm, grad / x, is judged by itself; where
+    the backward pass reads the result, as for roots, this does not hold.
     """
-    output = node.outputs[0]
-    x = operand_of(graph, node, "x") if node.op in _ON_POSITIVE else None
+    output, x = node.outputs[0], _fragile_operand(graph, node)
     if output is None or x is None or output == graph.loss:
         return False
     read_by = [graph.nodes[index] for index in readers.get(output, ())]
-    return bool(read_by) and all(_takes_positive(graph, reader, output, x) for reader in read_by)
+    is_positive = node.op in _ON_POSITIVE
+    return bool(read_by) and all(
+        _takes_domain(graph, reader, output, x, is_positive) for reader in read_by
+    )
 
 
-def _takes_positive(graph: Graph, reader: Node, output: int, x: int) -> bool:
+def _fragile_operand(graph: Graph, node: Node) -> int | None:
+    if node.op in _ON_POSITIVE:
+        return operand_of(graph, node, "x")
+    if node.op == "pow":
+        exponent = node.arguments["exponent"]
+        is_pole = isinstance(exponent, (int, float)) and exponent < 0
+        return operand_of(graph, node, "x") if is_pole else None
+    return operand_of(graph, node, "other") if node.op == "div" else None
+
+
+def _takes_domain(graph: Graph, reader: Node, output: int, x: int, is_positive: bool) -> bool:
     if reader.op not in ("where", "masked_fill"):
         return False
     size = made_by(graph, x, "abs")
@@ -216,15 +229,28 @@ def _takes_positive(graph: Graph, reader: Node, output: int, x: int) -> bool:
         if not isinstance(branch, Ref) or branch.value != output:
             continue
         known = constraints(graph, _mask(reader), holds)
-        is_positive = any(
+        positive = any(
             ((comparison == "gt" and number >= 0) or (comparison == "ge" and number > 0))
             and same(graph, value, x)
             for value, comparison, number in known
         )
-        is_size = size is not None and any(
-            _excludes_zero(comparison, number) and same(graph, value, size.operands[0])
+        away = (not is_positive or size is not None) and any(
+            _excludes_zero(comparison, number)
+            and same(graph, value, x if size is None else size.operands[0])
             for value, comparison, number in known
         )
-        if not is_positive and not is_size:
+        if not (positive or away or (not is_positive and _counts_no_zero(graph, known, x))):
             return False
     return True
+
+
+def _counts_no_zero(graph: Graph, known: list[Constraint], x: int) -> bool:
+    """True if a running count of the zeros of x is known to be 0."""
+    for value, comparison, number in known:
+        count = made_by(graph, value, "cumsum") if (comparison, number) == ("eq", 0) else None
+        zeros = None if count is None else made_by(graph, count.operands[0], "eq")
+        if zeros is not None and zeros.arguments["other"] == 0:
+            of = operand_of(graph, zeros, "x")
+            if of is not None and same(graph, of, x):
+                return True
+    return False

@@ -57,7 +57,7 @@ def _vanishes_only_with(graph: Graph, denominator: int, tested: int) -> bool:
         factor = node.arguments["other"]
         return isinstance(factor, (int, float)) and abs(factor) >= 1
     exponent = node.arguments.get("exponent") if node.op == "pow" else None
-    norm = made_by(graph, tested, "linalg_vector_norm", "norm")
+    norm = made_by(graph, tested, "linalg_vector_norm", "norm", through=SAME_ELEMENTS)
     if norm is None or not isinstance(exponent, (int, float)):
         return False
     order = norm.arguments.get("ord", norm.arguments.get("p", 2))

@@ -7,7 +7,9 @@ element of every row, the maximum of the row is one of those, and softmax is not
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,7 +50,11 @@ def _open_places(graph: Graph, value: int, intervals: Intervals, depth: int = 12
         return _open_choice(graph, node, intervals, depth)
     if node.op in ("add", "sub", "mul", "div"):
         return _open_arithmetic(graph, node, intervals, depth)
-    if node.op in ("reshape", "expand", "permute", "cast"):
+    if node.op == "slice_scatter":
+        return _open_written(graph, node, intervals, depth)
+    if node.op == "copy":
+        return _open_argument(graph, node.arguments["src"], intervals, depth)
+    if node.op in ("reshape", "expand", "permute", "cast", "slice"):
         inner = _open_places(graph, node.operands[0], intervals, depth - 1)
         return None if inner is None else _moved(graph, node, inner)
     return None
@@ -152,9 +158,30 @@ def _moved(graph: Graph, node: Node, inner: _Open) -> _Open | None:
         full = full.reshape(node.arguments["shape"])
     elif node.op == "permute":
         full = full.permute(node.arguments["dims"])
+    elif node.op == "slice":
+        full = full[_slice(node.arguments, len(shape))]
     else:
         full = full.expand(node.arguments["shape"])
     return _Open(full, inner.floor)
+
+
+def _open_written(graph: Graph, node: Node, intervals: Intervals, depth: int) -> _Open | None:
+    """Of a value with a slice of it replaced."""
+    arguments, shape = node.arguments, graph.values[node.operands[0]].shape
+    below = _open_argument(graph, arguments["x"], intervals, depth)
+    written = _open_argument(graph, arguments["src"], intervals, depth)
+    if below is None or written is None or math.prod(shape) > _MOST_ELEMENTS:
+        return None
+    places = below.places.expand(shape).clone()
+    target = places[_slice(arguments, len(shape))]
+    target.copy_(written.places.expand(target.shape))
+    return _Open(places, min(below.floor, written.floor))
+
+
+def _slice(arguments: Mapping[str, Any], rank: int) -> tuple[slice, ...]:
+    dim = (arguments.get("dim") or 0) % rank
+    bounds = (arguments.get(name) for name in ("start", "end", "step"))
+    return (slice(None),) * dim + (slice(*bounds),)
 
 
 def _row_floor(graph: Graph, node: Node, intervals: Intervals, dim: int | None) -> float | None:
