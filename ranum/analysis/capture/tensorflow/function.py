@@ -45,6 +45,21 @@ class Operation:
 
 
 @dataclass(frozen=True, slots=True)
+class Plan:
+    """Which operations of a function run.
+
+    Attributes:
+        schedule: Their numbers, in an order that works.
+        read: Results that another operation or the caller reads.
+        awaited: Operations whose side effects another operation or the caller waits for.
+    """
+
+    schedule: tuple[int, ...]
+    read: frozenset[Output]
+    awaited: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
 class Function:
     """A TensorFlow function.
 
@@ -53,16 +68,17 @@ class Function:
         operations: All its operations.
         arguments: Numbers of the operations that stand for its arguments, in order.
         results: What it returns, in order.
-        schedule: Numbers of the operations that the results need, in an order that works.
-        read: Results that another operation or the caller reads.
+        whole: What runs where somebody waits for its side effects: assignments, say.
+        pure: What its results need. A training step that returns its loss leaves out the
+            gradients and the optimizer that way.
     """
 
     name: str
     operations: tuple[Operation, ...]
     arguments: tuple[int, ...]
     results: tuple[Output, ...]
-    schedule: tuple[int, ...]
-    read: frozenset[Output]
+    whole: Plan
+    pure: Plan
 
 
 Places = Callable[[str, str], Source]
@@ -100,12 +116,7 @@ def main_function(
         for node in listed
     ]
     returned = tuple(output(text) for text in results)
-    # The returned identities wait for every side effect of the graph; the loss does not.
-    for number, _ in returned:
-        if operations[number].type == "Identity":
-            operations[number] = replace(operations[number], control=())
-    ends = [number for number, _ in returned]
-    return _function("", operations, [numbers[name] for name in arguments], returned, ends)
+    return _function("", operations, [numbers[name] for name in arguments], returned, [])
 
 
 def library_function(
@@ -153,10 +164,8 @@ def library_function(
     results = tuple(
         output(definition.ret[result.name]) for result in definition.signature.output_arg
     )
-    ends = [number for number, _ in results] + [
-        numbers[node] for node in definition.control_ret.values()
-    ]
-    return _function(name, operations, arguments, results, ends)
+    effects = [numbers[node] for node in definition.control_ret.values()]
+    return _function(name, operations, arguments, results, effects)
 
 
 def _function(
@@ -164,17 +173,34 @@ def _function(
     operations: Sequence[Operation],
     arguments: Sequence[int],
     results: Sequence[Output],
-    ends: Sequence[int],
+    effects: Sequence[int],
 ) -> Function:
-    schedule = _schedule(operations, ends)
-    read = {source for number in schedule for source in operations[number].inputs}
     return Function(
         name,
         tuple(operations),
         tuple(arguments),
         tuple(results),
-        schedule,
-        frozenset(read | set(results)),
+        whole=_plan(operations, results, effects),
+        pure=_plan(operations, results, None),
+    )
+
+
+def _plan(
+    operations: Sequence[Operation], results: Sequence[Output], effects: Sequence[int] | None
+) -> Plan:
+    """The plan for the results, and for side effects unless they are None."""
+    ends = [number for number, _ in results]
+    operations = list(operations)
+    if effects is None:
+        # Returned identities wait for every side effect of the function; the value does not.
+        for number in ends:
+            if operations[number].type == "Identity":
+                operations[number] = replace(operations[number], control=())
+    schedule = _schedule(operations, [*ends, *(effects or ())])
+    read = {source for number in schedule for source in operations[number].inputs}
+    awaited = {before for number in schedule for before in operations[number].control}
+    return Plan(
+        tuple(schedule), frozenset(read | set(results)), frozenset(awaited | set(effects or ()))
     )
 
 

@@ -55,12 +55,14 @@ class Call:
         operation: The operation.
         constant: For each operand, True if it depends on nothing but constants of the graph.
         read: Positions of the results that somebody reads.
+        awaited: True if somebody waits for its side effects.
         machine: Runs the functions that the operation names.
     """
 
     operation: Operation
     constant: tuple[bool, ...]
     read: frozenset[int]
+    awaited: bool
     machine: Machine
 
     def __getitem__(self, attribute: str) -> Any:
@@ -97,17 +99,35 @@ class Machine:
         self._caller: list[Source] = []
 
     def call(
-        self, name: str, arguments: Sequence[Any], constant: Sequence[bool] | None = None
+        self,
+        name: str,
+        arguments: Sequence[Any],
+        constant: Sequence[bool] | None = None,
+        *,
+        effects: bool = True,
     ) -> tuple[Any, ...]:
-        """Runs a function of the library."""
+        """Runs a function of the library; see `run`."""
         if name not in self._library:
             raise ArgumentError(f"target calls the function {name}, which it does not hold.")
-        return self.run(self._library[name], arguments, constant)
+        return self.run(self._library[name], arguments, constant, effects=effects)
 
     def run(
-        self, function: Function, arguments: Sequence[Any], constant: Sequence[bool] | None = None
+        self,
+        function: Function,
+        arguments: Sequence[Any],
+        constant: Sequence[bool] | None = None,
+        *,
+        effects: bool = False,
     ) -> tuple[Any, ...]:
-        """Runs a function; `constant` says which arguments are constants of the graph."""
+        """Runs a function.
+
+        Args:
+            function: The function.
+            arguments: Its arguments.
+            constant: Which of them are constants of the graph.
+            effects: Whether its side effects are wanted, or its results alone.
+        """
+        plan = function.whole if effects else function.pure
         flags = [False] * len(arguments) if constant is None else list(constant)
         results: dict[int, tuple[Any, ...]] = {
             number: (argument,)
@@ -116,7 +136,7 @@ class Machine:
         constants = {
             number: flag for number, flag in zip(function.arguments, flags, strict=True) if flag
         }
-        for number in function.schedule:
+        for number in plan.schedule:
             operation = function.operations[number]
             if operation.type == ARGUMENT:
                 continue
@@ -125,9 +145,11 @@ class Machine:
             if all(known) and _is_fixed(operation.type):
                 constants[number] = True
             read = frozenset(
-                position for position in range(_MOST_RESULTS) if (number, position) in function.read
+                position for position in range(_MOST_RESULTS) if (number, position) in plan.read
             )
-            results[number] = self._carry_out(Call(operation, known, read, self), operands)
+            results[number] = self._carry_out(
+                Call(operation, known, read, number in plan.awaited, self), operands
+            )
         return tuple(results[source][position] for source, position in function.results)
 
     def _carry_out(self, call: Call, operands: Sequence[Any]) -> tuple[Any, ...]:

@@ -197,7 +197,7 @@ def _check(library: Mapping[str, Function], name: str, path: str | Path) -> None
         if function in seen:
             continue
         seen.add(function)
-        for number in library[function].schedule:
+        for number in library[function].whole.schedule:
             operation = library[function].operations[number]
             kind = operation.type
             if kind not in LOWERINGS and kind != ARGUMENT and not bridge.reads_only_numbers(kind):

@@ -202,6 +202,63 @@ def test_branches_and_loops_are_carried_out():
     assert {defect.code for defect in analysis.defects} == {"RN102"}
 
 
+def test_a_whole_training_step_is_analysed_without_its_optimizer():
+    model, optimizer = Probabilities(), keras.optimizers.Adam()
+    model(np.zeros((1, 784), "f"))
+
+    @tf.function
+    def train_step(x, y):
+        with tf.GradientTape() as tape:
+            loss = log_loss(y, model(x, training=True))
+        gradients = tape.gradient(loss, model.trainable_variables)
+        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+        return loss
+
+    before = [variable.numpy() for variable in model.variables]
+    analysis = analyze(train_step, *wide_batch())
+    assert [defect.code for defect in analysis.defects] == ["RN101"]
+    operators = {node.op for node in analysis.graph.nodes if node.phase == "forward"}
+    assert "sqrt" not in operators
+    for variable, old in zip(model.variables, before, strict=True):
+        np.testing.assert_array_equal(variable.numpy(), old)
+
+
+def test_a_gradient_inside_the_loss_is_analysed():
+    critic = keras.Sequential(
+        [keras.Input((6,)), layers.Dense(8, activation="tanh"), layers.Dense(1)]
+    )
+
+    def penalty(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            score = critic(x)
+        length = tf.norm(tape.gradient(score, x), axis=1)
+        return tf.reduce_mean(tf.square(length - 1.0))
+
+    x = tf.constant(rng().random((4, 6), "f"))
+    loss, _ = run(program_of(penalty, x))
+    np.testing.assert_allclose(loss, penalty(x), rtol=1e-5)
+    analysis = analyze(penalty, x)
+    assert analysis.unknowns == ()
+    assert "length = tf.norm" in {
+        defect.source.expression.partition("(")[0] for defect in analysis.defects
+    }
+
+
+def test_what_is_assigned_before_is_read_after():
+    weight = tf.Variable([2.0, -3.0])
+
+    @tf.function
+    def step(x):
+        weight.assign(tf.clip_by_value(weight, -1.0, 1.0))
+        return tf.reduce_sum(x * weight)
+
+    loss, gradients = run(program_of(step, tf.constant([1.0, 2.0])))
+    np.testing.assert_allclose(loss, -1.0)
+    np.testing.assert_allclose(gradients["Variable"], [1.0, 2.0])
+    np.testing.assert_array_equal(weight, [2.0, -3.0])
+
+
 # --- what cannot be analysed ---------------------------------------------------------------
 
 

@@ -76,13 +76,13 @@ def gather_variable(call: Call, variable: Variable, indices: Tensor) -> Tensor:
 
 def partitioned_call(call: Call, *operands: Any) -> tuple[Any, ...]:
     """A call of a function."""
-    return call.machine.call(call["f"], operands, call.constant)
+    return call.machine.call(call["f"], operands, call.constant, effects=call.awaited)
 
 
 def branch(call: Call, condition: Any, *operands: Any) -> tuple[Any, ...]:
     """`If`: the branch that the condition chooses."""
     name = call["then_branch"] if truth(condition) else call["else_branch"]
-    return call.machine.call(name, operands, call.constant[1:])
+    return call.machine.call(name, operands, call.constant[1:], effects=call.awaited)
 
 
 def case(call: Call, index: Any, *operands: Any) -> tuple[Any, ...]:
@@ -90,7 +90,8 @@ def case(call: Call, index: Any, *operands: Any) -> tuple[Any, ...]:
     branches = call["branches"]
     number = branch_index(index)
     number = number if 0 <= number < len(branches) else len(branches) - 1
-    return call.machine.call(branches[number], operands, call.constant[1:])
+    name = branches[number]
+    return call.machine.call(name, operands, call.constant[1:], effects=call.awaited)
 
 
 def while_loop(call: Call, *operands: Any) -> tuple[Any, ...]:

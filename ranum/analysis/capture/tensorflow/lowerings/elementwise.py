@@ -201,6 +201,13 @@ def select_rows(call: Call, condition: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return torch.where(condition, x, y)
 
 
+def _from_output(
+    function: Callable[[Tensor, Tensor], Tensor],
+) -> Callable[[Call, Tensor, Tensor], Tensor]:
+    """A gradient operator, which is given the forward result y and the upstream gradient."""
+    return lambda call, y, gradient: function(y, gradient)
+
+
 LOWERINGS: dict[str, Callable[..., Any]] = {
     "Abs": _unary(torch.abs),
     "ComplexAbs": _unary(torch.abs),
@@ -248,6 +255,7 @@ LOWERINGS: dict[str, Callable[..., Any]] = {
     "Igammac": _binary(torch.special.gammaincc),
     "Imag": _unary(torch.imag),
     "Inv": _unary(torch.reciprocal),
+    "InvGrad": _from_output(lambda y, gradient: -gradient * y * y),
     "Invert": _unary(torch.bitwise_not),
     "IsFinite": _unary(torch.isfinite),
     "IsInf": _unary(torch.isinf),
@@ -274,22 +282,27 @@ LOWERINGS: dict[str, Callable[..., Any]] = {
     "Real": _unary(lambda x: torch.real(x) if x.dtype.is_complex else x),
     "RealDiv": divide,
     "Reciprocal": _unary(torch.reciprocal),
+    "ReciprocalGrad": _from_output(lambda y, gradient: -gradient * y * y),
     "RightShift": _binary(torch.bitwise_right_shift),
     "Rint": rounded(torch.round),
     "Round": rounded(torch.round),
     "Rsqrt": _unary(torch.rsqrt),
+    "RsqrtGrad": _from_output(lambda y, gradient: gradient * -0.5 * (y * y * y)),
     "Select": select_rows,
     "SelectV2": select,
     "Sigmoid": _unary(torch.sigmoid),
+    "SigmoidGrad": _from_output(lambda y, gradient: gradient * y * (1 - y)),
     "Sign": _unary(lambda x: torch.sgn(x.detach())),
     "Sin": _unary(torch.sin),
     "Sinh": _unary(torch.sinh),
     "Sqrt": _unary(torch.sqrt),
+    "SqrtGrad": _from_output(lambda y, gradient: gradient * 0.5 / y),
     "Square": square,
     "SquaredDifference": squared_difference,
     "Sub": _binary(torch.sub),
     "Tan": _unary(torch.tan),
     "Tanh": _unary(torch.tanh),
+    "TanhGrad": _from_output(lambda y, gradient: gradient * (1 - y * y)),
     "TruncateDiv": truncated_divide,
     "TruncateMod": truncated_modulo,
     "Xdivy": x_divided_by_y,

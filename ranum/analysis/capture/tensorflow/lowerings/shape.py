@@ -301,6 +301,17 @@ def batch_to_space(call: Call, x: Tensor, blocks: Tensor, crops: Tensor) -> Tens
     return x
 
 
+def concatenation_offsets(call: Call, axis: Tensor, *shapes: Tensor) -> tuple[Tensor, ...]:
+    """`ConcatOffset`: where each operand of a concatenation begins, one vector each."""
+    dim, offset, found = int(axis), 0, []
+    for sizes in shapes:
+        start = torch.zeros_like(sizes)
+        start[dim] = offset
+        found.append(start)
+        offset += int(sizes[dim])
+    return tuple(found)
+
+
 LOWERINGS: dict[str, Callable[..., Any]] = {
     "Assert": nothing,
     "BatchToSpaceND": batch_to_space,
@@ -310,6 +321,7 @@ LOWERINGS: dict[str, Callable[..., Any]] = {
     "CheckNumerics": identity,
     "CheckNumericsV2": identity,
     "Concat": concatenate_from,
+    "ConcatOffset": concatenation_offsets,
     "ConcatV2": concatenate,
     "ControlTrigger": nothing,
     "DepthToSpace": depth_to_space,
