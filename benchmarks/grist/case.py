@@ -5,15 +5,26 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
-
-Level = Literal["initial", "envelope", "anything"]
 
 
 @dataclass(frozen=True, slots=True)
+class Set:
+    """What a witness makes of a weight or an input.
+
+    Attributes:
+        value: The number that elements are set to.
+        first: Only those with index 0 along the last dimension; the others stay.
+    """
+
+    value: float
+    first: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Flaw:
-    """One truly defective operator of a program.
+    """One truly defective operator of a program, with its proof.
 
     It is named by what it computes and by the text of its line, never by a position in a graph.
 
@@ -21,20 +32,24 @@ class Flaw:
         op: Canonical operator: "log", "div", "exp", "sqrt", "sum", "mean".
         text: Part of its expression in the program's source.
         why: The values that make it fail.
+        witness: Weights and inputs, inside the documented ranges, for which it fails.
         is_target: True for the defect the case was published for.
         gradient: True if only the gradient fails.
-        is_required: False where reporting it is right and leaving it out is no miss, because
-            the same repair cures another flaw that is reported.
-        level: The narrowest weights for which a witness is known.
+        is_required: False where reporting it is right and leaving it out is no miss; `why`
+            says the reason.
     """
 
     op: str
     text: str
     why: str
+    witness: Mapping[str, Set] = field(default_factory=dict)
     is_target: bool = False
     gradient: bool = False
     is_required: bool = True
-    level: Level = "anything"
+
+    def target(self) -> Flaw:
+        """The same, as what a case was published for."""
+        return replace(self, is_target=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +91,7 @@ class Case:
         flaws: Every operator of it that is truly defective.
         training: How it trains.
         outside: Weight ranges, wider than documented, that the published defect needs.
-        formula: The program in one line.
+        beyond: Flaws that are there with the ranges `outside` only.
     """
 
     name: str
@@ -85,6 +100,7 @@ class Case:
     flaws: tuple[Flaw, ...]
     training: Training
     outside: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    beyond: tuple[Flaw, ...] = ()
 
     @property
     def formula(self) -> str:
@@ -94,7 +110,7 @@ class Case:
     @property
     def targets(self) -> tuple[Flaw, ...]:
         """The published defects."""
-        return tuple(flaw for flaw in self.flaws if flaw.is_target)
+        return tuple(flaw for flaw in self.flaws + self.beyond if flaw.is_target)
 
 
 CASES: dict[str, Case] = {}
@@ -121,6 +137,7 @@ def case(
     *flaws: Flaw,
     training: Training,
     outside: Mapping[str, tuple[float, float]] | None = None,
+    beyond: tuple[Flaw, ...] = (),
 ) -> Callable[[Callable[[int], Built]], Callable[[int], Built]]:
     """Registers a builder as a case; its package says the framework."""
 
@@ -130,7 +147,7 @@ def case(
         if not build.__doc__:
             raise ValueError(f"case {name} has no docstring; it is the program's formula.")
         framework: Any = "torch" if ".in_torch." in build.__module__ else "tensorflow"
-        CASES[name] = Case(name, framework, build, flaws, training, outside or {})
+        CASES[name] = Case(name, framework, build, flaws, training, outside or {}, beyond)
         return build
 
     return register

@@ -8,14 +8,20 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from benchmarks.grist.case import Built, Flaw, Training, case
+from benchmarks.grist.case import Built, Flaw, Set, Training, case
 from benchmarks.grist.in_tensorflow._build import Weights, built
 
-LOG = Flaw("log", "tf.math.log(real)", "the sigmoid underflows to 0", is_target=True)
+LOG = Flaw(
+    "log",
+    "tf.math.log(real)",
+    "the sigmoid underflows to 0",
+    {"D4": Set(0), "D4_bias": Set(-200)},
+).target()
 GUARDED = Flaw(
     "log",
     "tf.math.log(1 - fake + 1e-8)",
     "TensorFlow's graph optimiser folds 1 + 1e-8 into 1; guarded as written",
+    {"D4": Set(0), "D4_bias": Set(60)},
     is_required=False,
 )
 

@@ -7,15 +7,35 @@ from typing import Any
 
 import tensorflow as tf
 
-from benchmarks.grist.case import Built, Flaw, Training, case
+from benchmarks.grist.case import Built, Flaw, Set, Training, case
 from benchmarks.grist.in_tensorflow._build import UNIT, Weights, built, one_hot, pixels
 
-LOG = Flaw("log", "tf.math.log(1e-10 + 1 - m)", "1e-10 + 1 is 1, and m rounds to 1", is_target=True)
-ROOT = Flaw("sqrt", "tf.sqrt(scale)", "exp(-100) is flushed to 0", is_target=True, gradient=True)
-SUM = Flaw("sum", "latent = tf.reduce_sum", "twenty times exp(87)")
-MEAN = Flaw("mean", "tf.reduce_mean(data", "the batch adds up exp(87) before it divides")
-MEAN_TOO = replace(MEAN, is_required=False)
-"""Behind a sum that overflows already: what tames the sum tames the mean."""
+LOG = Flaw(
+    "log",
+    "tf.math.log(1e-10 + 1 - m)",
+    "1e-10 + 1 is 1, and m rounds to 1",
+    {"out": Set(0), "out_bias": Set(60)},
+).target()
+ROOT = Flaw(
+    "sqrt",
+    "tf.sqrt(scale)",
+    "exp(-88) and below is subnormal, which TensorFlow flushes to 0",
+    {"spread": Set(0), "spread_bias": Set(-95)},
+    gradient=True,
+).target()
+SUM = Flaw(
+    "sum",
+    "latent = tf.reduce_sum",
+    "twenty times exp(87)",
+    {"spread": Set(0), "spread_bias": Set(90)},
+)
+MEAN = Flaw(
+    "mean",
+    "tf.reduce_mean(data",
+    "a hundred times exp(87), added up before they are divided",
+    {"spread": Set(0), "spread_bias": Set(90, first=True), "dec1": Set(0)},
+)
+MEAN_TOO = replace(MEAN, why=f"{MEAN.why}; what tames the sum tames it too", is_required=False)
 ADAM = Training("Adam", 0.001, 100)
 NOISE = (-6.0, 6.0)
 """Beyond it a normal variable lies once in 5e8 draws."""

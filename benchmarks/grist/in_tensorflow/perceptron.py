@@ -6,14 +6,21 @@ from typing import Any
 
 import tensorflow as tf
 
-from benchmarks.grist.case import Built, Flaw, Training, case
+from benchmarks.grist.case import Built, Flaw, Set, Training, case
 from benchmarks.grist.in_tensorflow._build import KEEP, UNIT, Weights, built, digits
 
-LOG = Flaw("log", "tf.math.log(p)", "the softmax underflows to 0", is_target=True)
-HIT = Flaw("log", "tf.math.log(p)", "the sigmoid underflows to 0")
-HIT_TARGET = Flaw("log", "tf.math.log(p)", "the sigmoid underflows to 0", is_target=True)
-REST = Flaw("log", "tf.math.log(1 - p)", "the sigmoid rounds to 1")
-REST_TARGET = Flaw("log", "tf.math.log(1 - p)", "the sigmoid rounds to 1", is_target=True)
+LOG = Flaw(
+    "log",
+    "tf.math.log(p)",
+    "the softmax underflows to 0",
+    {"output": Set(0), "b2": Set(200, first=True)},
+).target()
+HIT = Flaw(
+    "log", "tf.math.log(p)", "the sigmoid underflows to 0", {"first": Set(0), "second": Set(-1)}
+)
+REST = Flaw(
+    "log", "tf.math.log(1 - p)", "the sigmoid rounds to 1", {"first": Set(0), "second": Set(1)}
+)
 
 
 def _sigmoids(seed: int) -> Built:
@@ -48,13 +55,13 @@ def _hidden(seed: int, *, mean: bool, noise: float) -> Built:
     return built(loss, weights, inputs, {"x": UNIT, "y": UNIT, "keep": KEEP})
 
 
-@case("9a", HIT, REST_TARGET, training=Training("SGD", 0.5, 100))
+@case("9a", HIT, REST.target(), training=Training("SGD", 0.5, 100))
 def case_9a(seed: int) -> Built:
     """Units p = σ(σ(x W1) W2), zeros; mean Σ(-y log p - (1 - y) log(1 - p)); for log(1 - p)."""
     return _sigmoids(seed)
 
 
-@case("9b", HIT_TARGET, REST, training=Training("SGD", 0.5, 100))
+@case("9b", HIT.target(), REST, training=Training("SGD", 0.5, 100))
 def case_9b(seed: int) -> Built:
     """Units p = σ(σ(x W1) W2), zeros; mean Σ(-y log p - (1 - y) log(1 - p)); for log p."""
     return _sigmoids(seed)

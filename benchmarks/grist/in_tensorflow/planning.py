@@ -7,10 +7,20 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from benchmarks.grist.case import Built, Flaw, Training, case
+from benchmarks.grist.case import Built, Flaw, Set, Training, case
 from benchmarks.grist.in_tensorflow._build import Weights, built
 
-LOG = Flaw("log", "tf.math.log(p)", "the softmax underflows to 0", is_target=True)
+LOG = Flaw(
+    "log",
+    "tf.math.log(p)",
+    "the softmax underflows to 0",
+    {
+        "bias": Set(1),
+        "reward": Set(1),
+        "value_r": Set(1),
+        "output": Set(1, first=True),
+    },
+).target()
 STATES = 10
 
 

@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from benchmarks.grist.case import Built, Flaw, Training, case
+from benchmarks.grist.case import Built, Flaw, Set, Training, case
 from benchmarks.grist.in_tensorflow._build import UNIT, Weights, built, conv, one_hot, pixels
 
-LOG = Flaw("log", "tf.math.log(p)", "the softmax underflows to 0", is_target=True)
+LOG = Flaw(
+    "log", "tf.math.log(p)", "the softmax underflows to 0", {"b6": Set(200, first=True)}
+).target()
 SIDE = 40
 
 

@@ -7,12 +7,21 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from benchmarks.grist.case import Built, Flaw, Training, case
+from benchmarks.grist.case import Built, Flaw, Set, Training, case
 from benchmarks.grist.in_tensorflow._build import UNIT, Weights, built, halved
 
-EXP = Flaw("exp", "part = tf.exp(z)", "a ReLU output exceeds 88.7", is_target=True)
+EXP = Flaw(
+    "exp",
+    "part = tf.exp(z)",
+    "a ReLU output exceeds 88.7",
+    {"out": Set(0), "out_bias": Set(100)},
+).target()
 SUM = Flaw(
-    "sum", "whole = tf.reduce_sum", "two large terms; a shift cures exp too", is_required=False
+    "sum",
+    "whole = tf.reduce_sum",
+    "two large terms; taking off the maximum cures it together with exp",
+    {"out": Set(0), "out_bias": Set(88.6)},
+    is_required=False,
 )
 
 

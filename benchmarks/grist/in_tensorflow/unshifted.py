@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import tensorflow as tf
 
-from benchmarks.grist.case import Built, Flaw, Training, case
+from benchmarks.grist.case import Built, Flaw, Set, Training, case
 from benchmarks.grist.in_tensorflow._build import UNIT, Weights, built, one_hot
 
 SGD = Training("SGD", 0.01, 100)
 
 
-def _exp(text: str, *, is_target: bool = False) -> Flaw:
-    return Flaw("exp", text, "a logit exceeds 88.7", is_target=is_target)
+def _logits(bias: Set) -> dict[str, Set]:
+    return {"weight3": Set(0), "bias3": bias}
 
 
-def _ratio(*, is_target: bool = False) -> Flaw:
-    return Flaw("div", "p = part / whole", "every exp underflows, 0 / 0", is_target=is_target)
-
-
-_SUM = Flaw(
-    "sum", "whole = tf.reduce_sum", "ten large terms; a shift cures exp too", is_required=False
+TERMS = Flaw("exp", "terms = tf.exp(z)", "a logit exceeds 88.7", _logits(Set(100)))
+PART = replace(TERMS, text="part = tf.exp(")
+RATIO = Flaw("div", "p = part / whole", "every exp underflows, 0 / 0", _logits(Set(-200)))
+SUM = Flaw(
+    "sum",
+    "whole = tf.reduce_sum",
+    "ten large terms; taking off the maximum cures it together with exp",
+    _logits(Set(88)),
+    is_required=False,
 )
-_LOG = Flaw("log", "tf.math.log(", "a small exp underflows", is_target=False)
-_LOG_TARGET = Flaw("log", "tf.math.log(", "a small exp underflows", is_target=True)
+LOG = Flaw("log", "tf.math.log(", "a small exp underflows", _logits(Set(-200, first=True)))
 
 
 def _images(weights: Weights) -> dict[str, Any]:
@@ -93,37 +96,37 @@ def _clipped_above_eps(z: Any, y: Any) -> Any:
     return tf.reduce_mean(-tf.reduce_sum(y * tf.math.log(tf.abs(p) + 1e-6), 1))
 
 
-@case("11a", _ratio(is_target=True), _exp("terms = tf.exp(z)"), _SUM, training=SGD)
+@case("11a", RATIO.target(), TERMS, SUM, training=SGD)
 def case_11a(seed: int) -> Built:
     """P = exp(clip(z, ±87)) / Σ exp(z); mean(-Σ y log clip(P, 1e-6, 1)); for the division."""
     return _perceptron(seed, _half_clipped)
 
 
-@case("11b", _ratio(), _exp("terms = tf.exp(z)", is_target=True), _SUM, training=SGD)
+@case("11b", RATIO, TERMS.target(), SUM, training=SGD)
 def case_11b(seed: int) -> Built:
     """P = exp(clip(z, ±87)) / Σ exp(z); mean(-Σ y log clip(P, 1e-6, 1)); for exp(z)."""
     return _perceptron(seed, _half_clipped)
 
 
-@case("11c", _ratio(), _exp("part = tf.exp(z)"), _SUM, _LOG_TARGET, training=SGD)
+@case("11c", RATIO, PART, SUM, LOG.target(), training=SGD)
 def case_11c(seed: int) -> Built:
     """P = exp(z) / Σ exp(z); mean(-Σ y log P); for the logarithm."""
     return _perceptron(seed, _plain)
 
 
-@case("16a", _ratio(), _exp("terms = tf.exp(z)", is_target=True), _SUM, training=SGD)
+@case("16a", RATIO, TERMS.target(), SUM, training=SGD)
 def case_16a(seed: int) -> Built:
     """P = exp(clip(z, ±87)) / Σ exp(z); mean(-Σ y log |clip(P, 1e-6, 1)|); for exp(z)."""
     return _perceptron(seed, _half_clipped_abs)
 
 
-@case("16b", _ratio(), _exp("part = tf.exp("), _SUM, _LOG_TARGET, training=SGD)
+@case("16b", RATIO, PART, SUM, LOG.target(), training=SGD)
 def case_16b(seed: int) -> Built:
     """P = exp(c) / Σ exp(c), c = clip(z, min z, 87); mean(-Σ y log |P|); for the logarithm."""
     return _perceptron(seed, _clipped_above)
 
 
-@case("16c", _ratio(is_target=True), _exp("part = tf.exp("), _SUM, training=SGD)
+@case("16c", RATIO.target(), PART, SUM, training=SGD)
 def case_16c(seed: int) -> Built:
     """P = exp(c) / Σ exp(c), c = clip(z, min z, 87); mean(-Σ y log(|P| + 1e-6)); division."""
     return _perceptron(seed, _clipped_above_eps)

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.grist.case import Built, Flaw, Training, case
+from benchmarks.grist.case import Built, Flaw, Set, Training, case
 from benchmarks.grist.in_torch._build import built, pixels
 
-EXP = Flaw("exp", "torch.exp(a)", "a pre-activation exceeds 88.7", is_target=True)
+EXP = Flaw("exp", "torch.exp(a)", "a pre-activation exceeds 88.7", {"hidden": Set(100)}).target()
 
 
 class Boltzmann(nn.Module):

@@ -5,8 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from benchmarks.grist.case import Built, Flaw, Training, case
+from benchmarks.grist.case import Built, Flaw, Set, Training, case
 from benchmarks.grist.in_torch._build import built
+
+LOG = Flaw("log", "torch.log(v)", "v = 0")
+RATIO = Flaw("div", "a / total", "the logarithms of a group add up to 0", {"v": Set(1)})
+ROOT = Flaw(
+    "sqrt",
+    "torch.sqrt(",
+    "the softmax underflows to 0",
+    {"scores": Set(0), "scores[0]": Set(200)},
+    gradient=True,
+)
 
 
 class Divergence(nn.Module):
@@ -50,33 +60,20 @@ class EdgeSoftmax(nn.Module):
         return (a / total[self.group]).sum()
 
 
-@case(
-    "4",
-    Flaw("log", "torch.log(scale)", "scale <= 0", is_target=True, level="initial"),
-    training=Training("Adam", 0.1),
-)
+@case("4", Flaw("log", "torch.log(scale)", "scale <= 0").target(), training=Training("Adam", 0.1))
 def case_4(seed: int) -> Built:
     """-0.5 mean_rows Σ (1 + s - mu² - log s) with mu = s = x, x [3, 2] trained freely."""
     return built(Divergence(), {}, {})
 
 
-@case(
-    "5",
-    Flaw("sqrt", "torch.sqrt(", "the softmax underflows to 0", is_target=True, gradient=True),
-    training=Training("Adam", 0.1),
-)
+@case("5", ROOT.target(), training=Training("Adam", 0.1))
 def case_5(seed: int) -> Built:
     """-mean_groups Σ label sqrt(softmax(scores)), scores [6, 1] trained freely."""
     label = torch.tensor([1.0, 0.0, 0.0, 1.0, 0.0, 1.0]).reshape(6, 1)
     return built(Ranking(), {"label": label}, {"label": (0, 1)})
 
 
-@case(
-    "13",
-    Flaw("log", "torch.log(v)", "v = 0", is_target=True, level="initial"),
-    Flaw("div", "a / total", "the logarithms of a group add up to 0", level="initial"),
-    training=Training("none", 0.0),
-)
+@case("13", LOG.target(), RATIO, training=Training("none", 0.0))
 def case_13(seed: int) -> Built:
     """Edges: a = log v, a / segment_sum(a, {0, 0, 0, 1, 1, 1})[group]; v [6] in {0, 1, 2}."""
     v = torch.tensor([0.0, 1.0, 2.0, 1.0, 2.0, 2.0])
