@@ -86,7 +86,7 @@ def analyze(
         observe: Also record the extremes that the step really produced.
         trust: Read `.pt2` files, which can run code of whoever wrote them.
         execution: How arithmetic is carried out (flush to zero, TF32, fused products); by
-            default as torch is set up now.
+            default as torch is set up now; programs of TensorFlow flush to zero.
 
     Raises:
         ArgumentError: If an argument breaks its rule.
@@ -237,6 +237,8 @@ def _execution(program: Program, chosen: Execution | None) -> Execution | None:
     if chosen is None:
         tensors = [*program.parameters.values(), *program.inputs.values()]
         chosen = Execution.of_torch("cuda" if any(each.is_cuda for each in tensors) else "cpu")
+        if program.flush_to_zero:
+            chosen = replace(chosen, flush_to_zero=True)
     return None if chosen.is_plain else chosen
 
 

@@ -30,6 +30,7 @@ class Program:
         backward: Whether the backward pass belongs to the step.
         description: What is analysed, for messages: "LitDigits.training_step".
         notes: Limits of the capture that the report should name, a sentence each.
+        flush_to_zero: The step's own framework flushes subnormal numbers, as TensorFlow does.
     """
 
     step: Callable[..., Tensor | None]
@@ -40,6 +41,7 @@ class Program:
     backward: bool = True
     description: str = "step"
     notes: tuple[str, ...] = ()
+    flush_to_zero: bool = False
 
     @property
     def inputs(self) -> dict[str, Tensor]:

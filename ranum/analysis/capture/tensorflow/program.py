@@ -110,6 +110,7 @@ def make_program(
         parameters=parameters,
         backward=backward,
         description=description,
+        flush_to_zero=True,  # TensorFlow's threads do, eagerly, in graphs, and under XLA
     )
 
 
