@@ -35,6 +35,7 @@ class Flaw:
         witness: Weights and inputs, inside the documented ranges, for which it fails.
         is_target: True for the defect the case was published for.
         gradient: True if only the gradient fails.
+        compiled: True if it fails only once TensorFlow has optimised the graph.
         is_required: False where reporting it is right and leaving it out is no miss; `why`
             says the reason.
     """
@@ -45,6 +46,7 @@ class Flaw:
     witness: Mapping[str, Set] = field(default_factory=dict)
     is_target: bool = False
     gradient: bool = False
+    compiled: bool = False
     is_required: bool = True
 
     def target(self) -> Flaw:

@@ -21,6 +21,7 @@ class Score:
         false: Reported defects that are none, in words.
         unknown: Operators that could not be bounded.
         seconds: CPU time of the analysis, capture excluded.
+        operators: How many the graph has, forward and backward.
     """
 
     case: Case
@@ -29,6 +30,7 @@ class Score:
     false: tuple[str, ...]
     unknown: tuple[str, ...]
     seconds: float
+    operators: int
 
     @property
     def is_perfect(self) -> bool:
@@ -77,7 +79,15 @@ def score(case: Case, analysis: Any, flaws: Sequence[Flaw] | None = None) -> Sco
             false.append(f"{defect.code} {defect.op} `{text(defect.source)}` {defect.bounds}")
     missed = tuple(flaw for flaw in truth if flaw.is_required and flaw not in found)
     unknown = tuple(str(one) for one in analysis.unknowns)
-    return Score(case, found, missed, tuple(false), unknown, analysis.analysis_seconds)
+    return Score(
+        case=case,
+        found=found,
+        missed=missed,
+        false=tuple(false),
+        unknown=unknown,
+        seconds=analysis.analysis_seconds,
+        operators=len(analysis.graph.nodes),
+    )
 
 
 def matches(flaw: Flaw, defect: Any) -> bool:

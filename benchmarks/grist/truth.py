@@ -29,6 +29,8 @@ def proof(case: Case, flaw: Flaw, seed: int = 0) -> str:
     outside = out_of_range(case, built, flaw)
     if outside:
         return outside
+    if flaw.compiled:
+        return "" if fails_compiled(built) else "it holds in the compiled program as well"
     if flaw.gradient:
         loss, finite = gradients(case, built)
         return "" if np.isfinite(loss) and not finite else f"loss {loss}, gradients are finite"
@@ -38,6 +40,16 @@ def proof(case: Case, flaw: Flaw, seed: int = 0) -> str:
     if any(ran.has_failed for ran in named):
         return ""
     return f"it gave {[ran.result for ran in named]} for {[ran.operands for ran in named]}"
+
+
+def fails_compiled(built: Built) -> bool:
+    """True if the loss is finite eagerly, and not once TensorFlow has optimised the graph."""
+    import tensorflow as tf
+
+    inputs = list(built.inputs.values())
+    eager = float(built.target(*inputs))
+    compiled = float(tf.function(built.target)(*inputs))
+    return bool(np.isfinite(eager) and not np.isfinite(compiled))
 
 
 def is_named(flaws: Iterable[Flaw], ran: Ran) -> bool:

@@ -277,6 +277,15 @@ def test_an_exponential_is_large_for_ordinary_operands():
     assert analyze(lambda x: step(x, 80), X, weights="anything").defects == ()
 
 
+def test_a_quotient_that_grew_is_no_infinity_put_there_on_purpose():
+    layer = nn.Linear(6, 6)
+
+    def step(x: Tensor) -> Tensor:
+        return torch.tanh(layer(layer(x).relu() / 0.5)).mean()
+
+    assert analyze(step, X, weights="anything").defects == ()
+
+
 def test_gradients_of_extremes_and_of_large_logits_are_finite():
     layer = nn.Linear(6, 6)
 

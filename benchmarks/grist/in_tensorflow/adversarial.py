@@ -22,6 +22,7 @@ GUARDED = Flaw(
     "tf.math.log(1 - fake + 1e-8)",
     "TensorFlow's graph optimiser folds 1 + 1e-8 into 1; guarded as written",
     {"D4": Set(0), "D4_bias": Set(60)},
+    compiled=True,
     is_required=False,
 )
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from ranum.analysis import facts
-from ranum.analysis.defects.base import CODES, DefectRule, Problem, Scene
+from ranum.analysis.defects.base import CODES, DefectRule, Problem, Scene, is_finite, is_float
 from ranum.analysis.defects.ordinary import ordinary
 from ranum.analysis.execution import unflushed
 from ranum.analysis.graph import Graph, Node, Ref
@@ -160,8 +160,10 @@ class _Search:
         if not rules or node.forward in self._flagged or not outputs or _is_complex(step):
             return outputs
         found = self._first_problem(rules, node, arguments, outputs)
-        if found is None or node in self.true.known.unknown:
+        if node in self.true.known.unknown:
             return outputs
+        if found is None:
+            return self._grown(node, arguments, outputs)
         rule, problem = found
         self._part()
         if self._is_harmless(node, outputs):
@@ -179,6 +181,20 @@ class _Search:
             self.doubtful.add(node.index)
         self._report(rule, node, problem)
         return self._continued(step, problem, outputs)
+
+    def _grown(
+        self, node: Node, arguments: Mapping[str, Any], outputs: list[Interval]
+    ) -> list[Interval]:
+        """What goes on where nobody objects: an infinity made of finite operands is size alone."""
+        looked_at = _looked_at(node, outputs)
+        if node.phase == "backward" or all(item.is_finite for item in looked_at):
+            return outputs
+        if not any(map(is_float, arguments.values())):
+            return outputs
+        if not all(is_finite(argument) for argument in arguments.values()):
+            return outputs
+        self._part()
+        return [_moderate_part(output) for output in outputs]
 
     def _rules_for(self, node: Node) -> tuple[DefectRule, ...]:
         if node.phase == "backward":
