@@ -52,11 +52,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     analyze.add_argument(
         "target",
-        metavar="FILE.py:NAME | FILE.onnx | FOLDER",
+        metavar="FILE.py:NAME | FILE.onnx | FILE.pt2 | FOLDER",
         help="a module, a class built without arguments, or a function without arguments that "
-        "returns a module or a tuple (target, *example_inputs); package.module:NAME works too; "
-        "a compiled Keras model; the folder of a SavedModel; "
-        "or an ONNX model, analysed forward only",
+        "returns a module or a tuple (target, *example_inputs) or (target, DataLoader); "
+        "package.module:NAME works too; a compiled Keras model; the folder of a SavedModel; "
+        "an ONNX model, analysed forward only; or an exported program, with --trust",
     )
     analyze.add_argument(
         "--input",
@@ -74,6 +74,34 @@ def _parser() -> argparse.ArgumentParser:
         type=_size,
         metavar="NAME=SIZE",
         help="of a named dimension that an ONNX model leaves open, for inputs without --input",
+    )
+    analyze.add_argument(
+        "--range",
+        action="append",
+        default=[],
+        type=_range,
+        metavar="NAME=LOW:HIGH",
+        help="range of an input by name or pattern, say x=0:1; by default what the examples show",
+    )
+    analyze.add_argument(
+        "--weights",
+        action="append",
+        default=[],
+        type=_weights,
+        metavar="LEVEL",
+        help="initial, envelope (the default), anything, or a number r for [-r, r]; for some "
+        "weights by name or pattern: 'head.*=initial', 'head.*=-1:1'",
+    )
+    analyze.add_argument(
+        "--step",
+        choices=("training", "validation"),
+        default="training",
+        help="which step of a LightningModule (default training)",
+    )
+    analyze.add_argument(
+        "--trust",
+        action="store_true",
+        help="read .pt2 files, which can run code of whoever wrote them",
     )
     analyze.add_argument(
         "--forward-only", action="store_true", help="leave the gradients out of the analysis"
@@ -116,17 +144,33 @@ def _analyze(options: argparse.Namespace) -> int:
 
     torch.manual_seed(options.seed)
     made = tuple(make() for make in options.input)
+    data: Any = None
+    target: Any
+    inputs: tuple[Any, ...]
     if options.target.endswith(".onnx"):
         from ranum.analysis.capture.onnx import onnx_program
 
-        target: Any = onnx_program(options.target, made, sizes=dict(options.size))
-        inputs: tuple[Any, ...] = ()
+        target, inputs = onnx_program(options.target, made, sizes=dict(options.size)), ()
+    elif options.target.endswith(".pt2"):
+        target, inputs = options.target, made
     else:
         if options.size:
             raise ArgumentError("--size is for ONNX models; give --input instead.")
         target, inputs = _build(options.target)
+        if len(inputs) == 1 and isinstance(inputs[0], torch.utils.data.DataLoader):
+            data, inputs = inputs[0], ()
         inputs = made or inputs
-    analysis = analyze(target, *inputs, backward=not options.forward_only, confirm=options.confirm)
+    analysis = analyze(
+        target,
+        *inputs,
+        inputs=dict(options.range),
+        weights=_weight_argument(options.weights),
+        data=data,
+        step=options.step,
+        backward=not options.forward_only,
+        confirm=options.confirm,
+        trust=options.trust,
+    )
     print(analysis)
     if options.save:
         print(f"saved {analysis.save(options.save)}")
@@ -158,6 +202,44 @@ def _size(text: str) -> tuple[str, int]:
     if not (name and equals and size.isascii() and size.isdigit() and int(size) > 0):
         raise argparse.ArgumentTypeError(f"must look like batch=4; got {text!r}")
     return name, int(size)
+
+
+def _range(text: str) -> tuple[str, tuple[float, float]]:
+    name, equals, ends = text.rpartition("=")
+    low, colon, high = ends.partition(":")
+    try:
+        if not (name and equals and colon):
+            raise ValueError
+        return name, (float(low), float(high))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must look like x=0:1; got {text!r}") from None
+
+
+def _weights(text: str) -> tuple[str, Any]:
+    name, equals, level = text.rpartition("=")
+    if ":" in level and equals:
+        return _range(text)
+    if level in ("initial", "envelope", "anything"):
+        return name, level
+    try:
+        return name, float(level)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"must look like initial, 3, head.*=initial or head.*=-1:1; got {text!r}"
+        ) from None
+
+
+def _weight_argument(chosen: Sequence[tuple[str, Any]]) -> Any:
+    """One level for all weights, or ranges and levels by name with that level at the end."""
+    usual: Any = next((level for name, level in reversed(chosen) if not name), "envelope")
+    named: dict[str, Any] = {name: level for name, level in chosen if name}
+    if not named:
+        return usual
+    ranges = named | {"*": usual}
+    return {
+        name: (-level, level) if isinstance(level, float) else level
+        for name, level in ranges.items()
+    }
 
 
 def _build(spec: str) -> tuple[Any, tuple[Any, ...]]:

@@ -38,6 +38,18 @@ class Tokens(nn.Module):
 
 ready = Healthy()
 
+class Grown(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.size, self.other = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        return torch.exp(self.size * x).mean() * self.other.tanh()
+
+def with_loader():
+    data = torch.utils.data.TensorDataset(torch.tensor([[1.0], [2.0], [60.0], [4.0]]))
+    return Grown(), torch.utils.data.DataLoader(data, 2)
+
 def with_inputs():
     return HandWritten(), torch.randn(2, 4)
 
@@ -101,7 +113,7 @@ def test_same_seed_same_answer(models, capsys):
     [
         ("{file}", "must look like model.py:Net"),
         ("{file}:", "must look like model.py:Net"),
-        ("{file}:Helthy", "has no 'Helthy'; it defines HandWritten, Healthy, Tokens"),
+        ("{file}:Helthy", "has no 'Helthy'; it defines Grown, HandWritten, Healthy, Tokens"),
         ("{file}x.py:Net", "there is no file"),
         ("{file}:number", "must be a module, a class or a function; got int"),
         ("{file}:needs_an_argument", "missing 1 required positional argument"),
@@ -197,3 +209,54 @@ def test_runs_as_a_module():
     )
     assert "analyze" in done.stdout
     assert "explain" in done.stdout
+
+
+# --- ranges --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "finds"),
+    [
+        ([], False),
+        (["--weights", "anything"], True),
+        (["--weights", "60"], True),
+        (["--weights", "size=-1:1", "--weights", "anything"], False),
+        (["--weights", "size=initial", "--weights", "anything"], False),
+        (["--weights", "other=initial", "--weights", "anything"], True),
+        (["--range", "x=0:50"], True),
+    ],
+)
+def test_ranges_of_weights_and_inputs(options, finds, models, capsys):
+    usual = [] if "--range" in options else ["--range", "x=0:2"]
+    arguments = ["analyze", f"{models}:Grown", "--input", "2,1", "--no-confirm", *usual]
+    assert cli.main([*arguments, *options]) == cli.OK
+    assert ("RN104" in capsys.readouterr().out) == finds
+
+
+def test_a_function_may_bring_a_loader(models, capsys):
+    assert cli.main(["analyze", f"{models}:with_loader", "--no-confirm"]) == cli.OK
+    out = capsys.readouterr().out
+    assert "RN104" in out
+    assert "2 batches of data" in out
+
+
+@pytest.mark.parametrize(
+    "option",
+    [["--range", "x"], ["--range", "x=1"], ["--weights", "big"], ["--weights", "a=b:c"]],
+)
+def test_ranges_that_cannot_be_read(option, models, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["analyze", f"{models}:Grown", *option])
+    assert "must look like" in capsys.readouterr().err
+
+
+def test_a_range_upside_down_and_a_file_that_is_not_trusted(models, capsys):
+    arguments = ["analyze", f"{models}:Grown", "--input", "2,1"]
+    assert cli.main([*arguments, "--range", "x=2:1"]) == cli.FAILED
+    assert "must have lower <= upper" in capsys.readouterr().err
+    assert cli.main(["analyze", "model.pt2"]) == cli.FAILED
+    assert "pass trust=True" in capsys.readouterr().err
+    assert cli.main(["analyze", "model.pt2", "--trust"]) == cli.FAILED
+    assert "could not be read as an exported program" in capsys.readouterr().err
+    assert cli.main([*arguments, "--step", "validation"]) == cli.FAILED
+    assert "is for a LightningModule" in capsys.readouterr().err

@@ -39,7 +39,8 @@ def exported_file(path: str | Path, *, trust: bool) -> Any:
     if not trust:
         raise ArgumentError(
             f"{path} holds pickled objects, which run whatever code the file's author put there "
-            "when they are read. If you know where it comes from, pass trust=True; "
+            "when they are read. If you know where it comes from, pass trust=True (--trust "
+            "in a terminal); "
             "an ONNX file or the exported program in memory needs no trust."
         )
     try:
