@@ -173,26 +173,43 @@ def check_soundness(program: Any, outcome: Outcome) -> None:
             for name, tensor in program.inputs.items()
             if tensor.is_floating_point()
         }
-        graph = program.capture()
+        graph, outputs = _captured(program)
         used = {value.name for value in graph.leaves("input")}
         ranges = {name: box for name, box in boxes.items() if name in used}
         start = starting_ranges(graph, inputs=ranges, weights="initial")
         known = propagate(graph, start)
         outcome.unbounded.update(node.op for node in known.unknown)
         outcome.violations += known.faults
-        _contained(graph, known, graph, outcome)
+        _contained(graph, known, outputs, outcome)
         outcome.depends |= bool(graph.taken_branches or graph.escapes)
         for seed in range(3 if radius and not outcome.depends else 0):
             drawn = {name: _draw(box, seed) for name, box in boxes.items()}
             if all(torch.equal(drawn[name], program.inputs[name]) for name in drawn):
                 continue
             try:
-                other = _with(program, drawn).capture()
+                other, outputs = _captured(_with(program, drawn))
             except Exception:  # the drawn numbers are not lawful: a size, an index
                 continue
             if _signature(other) != _signature(graph):
                 continue  # another branch: another program
-            _contained(other, known, graph, outcome)
+            _contained(other, known, outputs, outcome)
+
+
+def _captured(program: Any) -> tuple[Graph, dict[str, Tensor]]:
+    """The recorded graph, and what each output of the model was."""
+    outputs: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Any:
+        return lambda module, args, output: outputs.__setitem__(name, output)
+
+    handles = [
+        child.register_forward_hook(keep(name)) for name, child in program.model._modules.items()
+    ]
+    try:
+        return program.capture(), outputs
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _with(program: Any, drawn: dict[str, Tensor]) -> Any:
@@ -205,7 +222,18 @@ def _signature(graph: Graph) -> list[Any]:
     return [(node.op, node.outputs) for node in graph.nodes]
 
 
-def _contained(run: Graph, known: Propagation, graph: Graph, outcome: Outcome) -> None:
+def _contained(
+    run: Graph, known: Propagation, outputs: dict[str, Tensor], outcome: Outcome
+) -> None:
+    """Extremes of every result, and every element of the outputs."""
+    for name, output in outputs.items():
+        number = run.module_outputs.get(name)
+        if number is None or run.values[number].shape != tuple(output.shape):
+            continue
+        outcome.checks += 1
+        outcome.draws += output.numel()
+        if not known.intervals[number].contains(output.detach()):
+            outcome.violations.append(f"{name}: an element outside of {known.intervals[number]}")
     for node in run.nodes:
         for number in node.outputs:
             if number is None or run.values[number].observed is None:
@@ -217,7 +245,7 @@ def _contained(run: Graph, known: Propagation, graph: Graph, outcome: Outcome) -
                     outcome.violations.append(f"{node.op}: NaN, not foreseen in {interval}")
                 continue
             outcome.checks += 1
-            outcome.draws += int(np.prod(graph.values[number].shape))
+            outcome.draws += int(np.prod(run.values[number].shape))
             if not (interval.low <= float(low) and float(high) <= interval.high):
                 outcome.violations.append(
                     f"{node.op}: [{float(low)!r}, {float(high)!r}] outside of "

@@ -15,7 +15,6 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 LEAST_EQUAL = 1_800
 """Tests that must be lowered with equal results, of 1,884."""
-KNOWN_UNSOUND: frozenset[str] = frozenset()
 
 SAMPLE = 12
 """Every twelfth test is in the quick run."""
