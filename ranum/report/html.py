@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from ranum._version import __version__
-from ranum.analysis.result import Analysis, Defect
+from ranum.analysis.result import Advice, Analysis, Defect
 from ranum.errors import ArgumentError
 from ranum.guards.types import Culprit, History, Incident
 from ranum.report import charts, words
@@ -135,6 +135,7 @@ def render_html(
         unproven=len(possible),
         diffs=[(words.clean(name), _diff(text)) for name, text in proposed.items()],
         analysis=analysis,
+        advice=[_advice(advice) for advice in analysis.advice] if analysis else [],
         unknowns=[words.clean(str(unknown)) for unknown in analysis.unknowns] if analysis else [],
         notes=[words.clean(note) for note in analysis.notes] if analysis else [],
         ranges=_ranges(analysis) if analysis else [],
@@ -306,6 +307,16 @@ def _settings(repair: Any) -> list[tuple[str, str, str, bool]]:
         if name not in patch
     ]
     return changed + kept
+
+
+def _advice(advice: Advice) -> dict[str, str]:
+    return {
+        "code": words.clean(advice.code),
+        "place": words.clean(advice.source.location),
+        "expression": words.clean(advice.source.expression or advice.op),
+        "loss": words.clean(advice.loss),
+        "rewrite": words.clean(advice.rewrite),
+    }
 
 
 def _ranges(analysis: Analysis) -> list[tuple[str, str]]:

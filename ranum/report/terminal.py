@@ -71,6 +71,8 @@ class Story:
             parts += [Text(), _indented(_possible(possible))]
         for title, diff in proposed.items():
             parts += [Text(), _indented(Group(_plain(title, "bold"), _changed_lines(diff)))]
+        if analysis.advice:
+            parts += [Text(), _indented(_advice(analysis))]
         if not analysis.is_complete:
             parts += [Text(), _indented(_incomplete(analysis))]
         self._print(*parts)
@@ -292,6 +294,21 @@ def _lines(defects: Sequence[tuple[Defect, int]]) -> RenderableType:
             _plain(f"× {defect.times}" if defect.times else ""),
         )
     return grid
+
+
+def _advice(analysis: Analysis) -> RenderableType:
+    shown = analysis.advice[:SHOWN]
+    title = "Advice on precision"
+    if len(analysis.advice) > SHOWN:
+        title += f"; {SHOWN} of {len(analysis.advice)}"
+    lines = [
+        _plain(
+            f"{advice.code} {words.clean(advice.source.location)}  {words.clean(advice.loss)}; "
+            f"write {words.clean(advice.rewrite)}"
+        )
+        for advice in shown
+    ]
+    return Group(_plain(f"{title}:", "dim"), *lines)
 
 
 def _incomplete(analysis: Analysis) -> Text:

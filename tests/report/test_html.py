@@ -9,10 +9,12 @@ from xml.etree import ElementTree
 import pytest
 from report import samples
 
+from ranum.analysis.result import Advice
 from ranum.errors import ArgumentError
 from ranum.guards.types import History, Reading
 from ranum.report import write_html
 from ranum.report.html import render_html, verdict
+from ranum.source import Source
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
 
@@ -289,3 +291,22 @@ def test_the_file_is_replaced_whole(tmp_path, file, monkeypatch):
 def test_a_folder_is_refused(tmp_path):
     with pytest.raises(ArgumentError, match="path must be a file"):
         write_html(tmp_path)
+
+
+def test_advice_has_a_table_of_its_own_and_its_code_is_escaped(tmp_path):
+    advice = Advice(
+        code="RN114",
+        rule="LogSpelling",
+        op="log",
+        node=3,
+        source=Source("model.py", 14, 14, 0, 18, lines=("torch.log(1 + <b>)",)),
+        loss="digits of a small x",
+        rewrite="torch.log1p(x)",
+    )
+    file = samples.write_code(tmp_path)
+    page = render_html(analysis=samples.analysis(file, advice=(advice,)))
+    assert "Advice on precision" in page
+    assert "RN114 model.py:14" in page
+    assert "torch.log(1 + &lt;b&gt;)" in page
+    Page(page)
+    assert "Advice on precision" not in render_html(analysis=samples.analysis(file))

@@ -8,8 +8,10 @@ import pytest
 from report import samples
 from rich.console import Console
 
+from ranum.analysis.result import Advice
 from ranum.guards.types import History
 from ranum.report import Story
+from ranum.source import Source
 
 
 def told(width=80, tell=None, **console):
@@ -170,3 +172,23 @@ def test_bars_of_tqdm_are_taken_away_and_drawn_again(file, monkeypatch):
     before, after = screen.getvalue().split("! DyingReLU")
     assert before.rstrip("\n").endswith("\r")
     assert "epoch" in after
+
+
+ADVICE = Advice(
+    code="RN114",
+    rule="LogSpelling",
+    op="log",
+    node=3,
+    source=Source("model.py", 14, 14, 0, 18, lines=("torch.log(1 + <x>)",)),
+    loss="1 + x forgets the last digits of a small x",
+    rewrite="torch.log1p(x) instead of torch.log(1 + x)",
+)
+
+
+def test_advice_is_told_after_the_defects_with_its_rewriting(file):
+    analysis = samples.analysis(file, defects=(), unknowns=(), advice=(ADVICE,))
+    text = told(120, lambda story: story.analysis(analysis))
+    assert "Advice on precision:" in text
+    assert "RN114 model.py:14" in text
+    assert "write torch.log1p(x)" in " ".join(text.split())
+    assert "Advice" not in told(tell=lambda story: story.analysis(samples.analysis(file)))

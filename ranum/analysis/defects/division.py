@@ -37,7 +37,8 @@ class DivisionByZero(DefectRule):
     Why it matters: 1/0 is infinite, 0/0 is NaN: means over an empty mask, norms of a zero
     vector, a softmax written by hand whose terms all underflow.
 
-    Known misses: a denominator so small that the quotient overflows is RN107.
+    Known misses: a denominator that cannot be 0, but so small that the quotient overflows, is not
+    reported; nor is one that a `where` before it keeps away from 0.
 
     Remedies: clamp counts at 1; add eps to norms, or use `torch.nn.functional.normalize`;
     `softmax` instead of exp(x) / exp(x).sum().

@@ -17,10 +17,11 @@ class InfiniteGradient(DefectRule):
     """An operator with a finite value whose gradient can be infinite or NaN.
 
     What it finds: any operator of the backward pass that can give NaN or Inf for finite
-    operands and upstream gradients within [-1, 1]: sqrt, norm and x^p (p < 1) at 0, acos
-    and asin at the ends of their domain, the branch of `where` that was not taken, std of a
-    constant. Backward operators of an operator that is already reported are not reported
-    again.
+    operands and upstream gradients within [-1, 1]: sqrt and x^p (p < 1) at 0, acos and asin at
+    the ends of their domain, the branch of `where` that was not taken, the root of a variance
+    of a constant. Backward operators of an operator that is already reported are not reported
+    again. Where torch itself guards the gradient, nothing is reported: `norm`, `std`, `atan2`,
+    `prod` and `cumprod` have finite gradients at 0.
 
     Why it matters: the loss looks healthy; the weights are NaN after the step.
 
