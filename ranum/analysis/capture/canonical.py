@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -76,6 +77,7 @@ class Canonical:
     arguments: dict[str, Any]
 
 
+@cache
 def name_of(func: Any) -> str:
     """`aten.add_.Tensor` -> "add"; operators of other libraries keep their namespace."""
     namespace, _, name = func._schema.name.partition("::")
@@ -84,6 +86,7 @@ def name_of(func: Any) -> str:
     return name if namespace == "aten" else f"{namespace}::{name}"
 
 
+@cache
 def is_random(func: Any) -> bool:
     """True for operators that draw random numbers."""
     return torch.Tag.nondeterministic_seeded in func.tags
@@ -94,6 +97,7 @@ def reads_values(op: str) -> bool:
     return op not in _SHAPE_ONLY
 
 
+@cache
 def functional(func: Any) -> Any:
     """The overload that computes the same without writing to its arguments, or None."""
     if not func._schema.is_mutable:
@@ -106,19 +110,53 @@ def functional(func: Any) -> Any:
     return getattr(packet, overload)
 
 
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What the schema of an operator says, worked out once.
+
+    Attributes:
+        defaults: Default of every argument, by canonical name, in order.
+        positional: Canonical names of the arguments that may come without their name.
+        names: Canonical name by schema name.
+        written: Canonical names of the arguments that are written to.
+        outs: Schema names of `out` arguments.
+    """
+
+    defaults: dict[str, Any]
+    positional: tuple[str, ...]
+    names: dict[str, str]
+    written: tuple[str, ...]
+    outs: frozenset[str]
+
+
+@cache
+def signature(func: Any) -> Signature:
+    """The signature of an overload."""
+    arguments = func._schema.arguments
+    names = {argument.name: _argument_name(argument.name) for argument in arguments}
+    return Signature(
+        defaults={
+            names[argument.name]: argument.default_value if argument.has_default_value() else None
+            for argument in arguments
+        },
+        positional=tuple(names[each.name] for each in arguments if not each.kwarg_only),
+        names=names,
+        written=tuple(
+            names[argument.name]
+            for argument in arguments
+            if argument.alias_info is not None and argument.alias_info.is_write
+        ),
+        outs=frozenset(argument.name for argument in arguments if argument.is_out),
+    )
+
+
 def bind(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
     """Arguments by schema name, defaults filled in."""
-    bound: dict[str, Any] = {}
-    for index, argument in enumerate(func._schema.arguments):
-        if index < len(args) and not argument.kwarg_only:
-            value = args[index]
-        elif argument.name in kwargs:
-            value = kwargs[argument.name]
-        elif argument.has_default_value():
-            value = argument.default_value
-        else:
-            value = None
-        bound[_argument_name(argument.name)] = value
+    known = signature(func)
+    bound = known.defaults.copy()
+    bound.update(zip(known.positional, args, strict=False))
+    for name, value in kwargs.items():
+        bound[known.names[name]] = value
     return bound
 
 
@@ -158,7 +196,7 @@ def canonicalize(func: Any, bound: dict[str, Any], output: Tensor) -> Canonical:
         return Canonical("normal", None, arguments | {"shape": shape, "dtype": output.dtype})
     if op == "bernoulli":
         return Canonical("bernoulli", None, {"shape": shape, "dtype": output.dtype})
-    dropped = _DROPPED | {argument.name for argument in func._schema.arguments if argument.is_out}
+    dropped = _DROPPED | signature(func).outs
     kept = {name: value for name, value in bound.items() if name not in dropped}
     if _picks_by_mask(op, kept):
         kept["shape"] = shape

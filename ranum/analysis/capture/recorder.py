@@ -11,7 +11,7 @@ All use of private torch interfaces by the analysis is in this file.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 
 from ranum._dispatch import DispatchMode
 from ranum._untouched import eager
@@ -36,12 +36,15 @@ from ranum.analysis.capture.canonical import (
     name_of,
     parts,
     reads_values,
+    signature,
 )
 from ranum.analysis.graph import Graph, Kind, Node, Phase, Ref, Value
 from ranum.source import Source, module_scope, user_source
 
 Geometry = tuple[int, tuple[int, ...], tuple[int, ...], torch.dtype]
 
+_SAME_ELEMENTS = frozenset({"reshape", "permute", "identity", "expand"})
+"""Operators whose result has the extremes of their operand."""
 CONSTANT_LIMIT = 1 << 20
 """Constants with more elements than this are kept by their extremes alone."""
 _OVERLAP_LIMIT = 1 << 22
@@ -110,6 +113,7 @@ class Recorder(DispatchMode):
         self._integers: dict[int, _Integers] = {}
         self._statistics: dict[int, _Statistics] = {}
         self._observe = observe
+        self._leaf_extremes: dict[int, tuple[Tensor, Tensor]] = {}
         self._storages: dict[int, _Storage] = {}
         self._stamp = 0
         self._forward_by_sequence: dict[int, int] = {}
@@ -133,7 +137,8 @@ class Recorder(DispatchMode):
         bound = bind(func, args, kwargs)
         if bound.get("train", True) and name_of(func).endswith("batch_norm_backward"):
             bound["running_mean"] = bound["running_var"] = None  # not read in training
-        operands = [leaf for leaf in tree_leaves(bound) if isinstance(leaf, Tensor)]
+        operands: list[Tensor] = []
+        _collect(bound.values(), operands)
         tracked = [tensor for tensor in operands if self._is_tracked(tensor)]
         before: dict[int, int] = {}
         if func._schema.is_mutable and tracked:
@@ -305,7 +310,8 @@ class Recorder(DispatchMode):
             value = known.get(id(tensor))
             return Ref(self._value_of(tensor) if value is None else value)
 
-        arguments = tree_map_only(Tensor, refer, canonical.arguments)
+        arguments = {name: _mapped(item, refer) for name, item in canonical.arguments.items()}
+        observed = self._same_extremes(canonical, arguments)
         index = len(self.graph.nodes)
         written_ids = {id(tensor) for tensor in written}
         numbers: list[int | None] = []
@@ -313,7 +319,9 @@ class Recorder(DispatchMode):
             if tensor is None:  # masked out, as gradients nobody asked for are
                 numbers.append(None)
                 continue
-            value = self._new_value(tensor, producer=index, is_gradient=is_gradient)
+            value = self._new_value(
+                tensor, producer=index, is_gradient=is_gradient, observed=observed
+            )
             self._bind(tensor, value.index, is_write=id(tensor) in written_ids)
             numbers.append(value.index)
         node = Node(
@@ -379,7 +387,10 @@ class Recorder(DispatchMode):
         data: Tensor | None = None,
         producer: int | None = None,
         is_gradient: bool = False,
+        observed: tuple[Tensor, Tensor] | None = None,
     ) -> Value:
+        if observed is None and producer is not None:
+            observed = self._extremes(tensor)
         value = Value(
             index=len(self.graph.values),
             shape=tuple(tensor.shape),
@@ -389,10 +400,26 @@ class Recorder(DispatchMode):
             data=data,
             producer=producer,
             is_gradient=is_gradient,
-            observed=self._extremes(tensor) if producer is not None else None,
+            observed=observed,
         )
         self.graph.values[value.index] = value
         return value
+
+    def _same_extremes(
+        self, canonical: Canonical, arguments: Mapping[str, Any]
+    ) -> tuple[Tensor, Tensor] | None:
+        """The extremes of the operand, if the result has its elements and no others."""
+        if not self._observe or canonical.op not in _SAME_ELEMENTS:
+            return None
+        number = arguments["x"].value
+        observed = self.graph.values[number].observed
+        if observed is None:
+            observed = self._leaf_extremes.get(number)
+        if observed is None:
+            observed = self._extremes(canonical.arguments["x"])
+            if observed is not None:
+                self._leaf_extremes[number] = observed
+        return observed
 
     def _extremes(self, tensor: Tensor) -> tuple[Tensor, Tensor] | None:
         if not self._observe or not tensor.is_floating_point() or tensor.numel() == 0:
@@ -659,11 +686,15 @@ def _table(op: str, bound: Mapping[str, Any]) -> tuple[float, float] | None:
 
 
 def _has_tensor(result: Any) -> bool:
-    return any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)) or result is None
+    if isinstance(result, Tensor) or result is None:
+        return True
+    return any(isinstance(leaf, Tensor) for leaf in tree_leaves(result))
 
 
 def _outputs(result: Any) -> list[Tensor | None]:
     """Tensors an operator returned, in order; None where it returned something else."""
+    if isinstance(result, Tensor):
+        return [result]
     leaves = list(result) if isinstance(result, (tuple, list)) else [result]
     flat: list[Any] = []
     for leaf in leaves:
@@ -677,10 +708,27 @@ def _geometry(tensor: Tensor) -> Geometry:
 
 def _written_arguments(func: Any, bound: Mapping[str, Any]) -> list[Tensor]:
     written: list[Tensor] = []
-    for argument, value in zip(func._schema.arguments, bound.values(), strict=True):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            written += [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+    for name in signature(func).written:
+        _collect((bound[name],), written)
     return written
+
+
+def _collect(items: Iterable[Any], tensors: list[Tensor]) -> None:
+    """Adds all tensors among the arguments of an operator, lists included, in order."""
+    for item in items:
+        if isinstance(item, Tensor):
+            tensors.append(item)
+        elif isinstance(item, (list, tuple)):
+            _collect(item, tensors)
+
+
+def _mapped(argument: Any, refer: Callable[[Tensor], Ref]) -> Any:
+    if isinstance(argument, Tensor):
+        return refer(argument)
+    if isinstance(argument, (list, tuple)):
+        mapped = [_mapped(item, refer) for item in argument]
+        return mapped if isinstance(argument, list) else tuple(mapped)
+    return argument
 
 
 def _overlap(first: Geometry, second: Geometry, tensor: Tensor) -> bool:
