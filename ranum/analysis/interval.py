@@ -83,13 +83,16 @@ class Interval:
         data = data.detach()
         if data.dtype.is_complex:
             return Interval.top(tuple(data.shape), data.dtype)
-        if data.dtype.is_floating_point:
-            nan = data.isnan()
-            if bool(nan.any()):
+        interval = Interval(data, data, tuple(data.shape), data.dtype)
+        if data.dtype.is_floating_point and data.numel():
+            least, most = (end.item() for end in torch.aminmax(data))
+            if math.isnan(least):  # of which there is one if there is any NaN
+                nan = data.isnan()
                 lower = data.masked_fill(nan, -math.inf)
                 upper = data.masked_fill(nan, math.inf)
                 return Interval(lower, upper, tuple(data.shape), data.dtype, may_nan=True)
-        return Interval(data, data, tuple(data.shape), data.dtype)
+            interval._low, interval._high = least, most
+        return interval
 
     @staticmethod
     def between(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from ranum.analysis.graph import Value
 from ranum.analysis.interval import Interval
 from ranum.analysis.transfer._common import largest, smallest
@@ -49,7 +47,7 @@ def _summed(a: Pair, b: Interval, terms: int, sums: Sequence[int], conv: bool = 
         least, most = low * terms, high * terms
     else:
         total = b.lower.sum(tuple(sums), dtype=dtype)
-        magnitude = torch.linalg.vector_norm(b.lower, 1, tuple(sums), dtype=dtype)
+        magnitude = b.lower.abs().sum(tuple(sums), dtype=dtype)
         centre, radius = (a[0] + a[1]) / 2, (a[1] - a[0]) / 2
         middle, spread = total * centre, magnitude * radius
         worst = float(magnitude.max()) * size(a)
@@ -144,7 +142,7 @@ def convolution(
     return _plus(total, bias, count(weight), conv=True)
 
 
-@uniform("convolution_backward", exact=("weight",))
+@uniform("convolution_backward")
 def convolution_backward(
     out: Outputs,
     grad_output: Interval,
