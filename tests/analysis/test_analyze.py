@@ -61,7 +61,7 @@ def test_bad_arguments_are_named(keywords, message):
 def test_a_target_of_the_wrong_kind():
     with pytest.raises(
         ArgumentError,
-        match="target must be a module, a function that returns a loss, or an ONNX model",
+        match="target must be a module, a compiled Keras model, a function that returns a loss",
     ):
         analyze(3, X)
 
