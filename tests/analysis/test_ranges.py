@@ -192,6 +192,18 @@ def test_masks_and_padding_are_those_of_the_batch():
     assert analysis.defects == ()
 
 
+def test_infinite_masks_made_of_integers_stay_what_they_are():
+    weight = nn.Parameter(torch.ones(3))
+
+    def step(ids: Tensor) -> Tensor:
+        mask = torch.zeros(3).index_fill(0, ids, -torch.inf)
+        return (weight + mask).softmax(-1).sum()
+
+    analysis = analyze(step, torch.tensor([0, 2]))
+    assert analysis.defects == ()
+    assert analysis.bounds["loss"].is_finite
+
+
 def test_counts_that_become_floats_vary_within_what_was_seen():
     weight = nn.Parameter(torch.ones(1))
     counts = torch.tensor([0, 2, 5])

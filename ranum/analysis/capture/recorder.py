@@ -269,28 +269,30 @@ class Recorder(DispatchMode):
         same = len(operands) == 1 and (op in PLAIN or len(_outputs(result)) > 1)
         name = held[0].name if same else ""
         is_mask = all(found.is_mask for found in held)
-        made = [*_outputs(result), *_written_arguments(func, bound)]
-        for tensor in made:
+        written = _written_arguments(func, bound)
+        overwritten = {id(tensor) for tensor in written}
+        for tensor in [*_outputs(result), *written]:
             if tensor is None or tensor.numel() == 0 or tensor.layout != torch.strided:
                 continue
             if tensor.is_floating_point():
                 if not is_mask and not self._is_tracked(tensor):
-                    self._derive(tensor, name, spread=_table(op, bound))
-            elif _is_integer(tensor) and self._held(tensor) is None:
+                    self._derive(tensor, name, _table(op, bound))
+            elif _is_integer(tensor) and (self._held(tensor) is None or id(tensor) in overwritten):
                 self._hold(tensor, name, is_mask)
 
-    def _derive(self, tensor: Tensor, name: str, spread: tuple[float, float] | None = None) -> int:
-        """A value made of integer inputs alone, as a leaf."""
-        data = tensor.detach()
+    def _derive(self, tensor: Tensor, name: str, table: tuple[float, float] | None) -> None:
+        """Makes a float tensor that was made of integer inputs alone a leaf.
+
+        One with infinities is a mask, whatever it was made of, and stays a constant.
+        """
+        lower, upper = (float(end) for end in torch.aminmax(tensor.detach()))
+        if not abs(lower) + abs(upper) < float("inf"):
+            return
         number = self._constant(tensor)
         value = self.graph.values[number]
         value.kind, value.name = "derived", name
-        lower, upper = (float(end) for end in torch.aminmax(data))
-        value.spread = (
-            (lower, upper) if spread is None else (min(lower, spread[0]), max(upper, spread[1]))
-        )
+        value.spread = table or (lower, upper)
         self._bind(tensor, number, is_write=False)
-        return number
 
     # --- nodes ------------------------------------------------------------------------------
 
