@@ -99,6 +99,16 @@ def _cone(graph: Graph, nodes: Iterable[int]) -> frozenset[int]:
     return frozenset(wanted)
 
 
+class _Rules:
+    """The rules for one operator: all of them, and those that object to finite results too."""
+
+    __slots__ = ("about_operands", "every")
+
+    def __init__(self, rules: tuple[DefectRule, ...]) -> None:
+        self.every = rules
+        self.about_operands = tuple(rule for rule in rules if not rule.is_about_result)
+
+
 class _Search:
     """One walk with the true bounds, and behind a defect a second one as if it were repaired."""
 
@@ -108,11 +118,17 @@ class _Search:
         self._graph = walk.graph
         self._diverged: set[int] = set()
         self._rules = {code: cls() for code, cls in CODES.items()}
-        self._by_op: dict[str, tuple[DefectRule, ...]] = {}
+        by_op: dict[str, tuple[DefectRule, ...]] = {}
         for rule in self._rules.values():
             for op in rule.ops:
-                self._by_op[op] = (*self._by_op.get(op, ()), rule)
-        self._general = tuple(self._rules[code] for code in _GENERAL_CODES)
+                by_op[op] = (*by_op.get(op, ()), rule)
+        general = tuple(self._rules[code] for code in _GENERAL_CODES)
+        self._by_op = {
+            op: _Rules(own if any(rule.is_exhaustive for rule in own) else own + general)
+            for op, own in by_op.items()
+        }
+        self._general = _Rules(general)
+        self._backward = _Rules((self._rules[_GRADIENT_CODE],))
         self._scene = Scene(self._graph, self._interval_now)
         self._defects: dict[tuple[Any, ...], Defect] = {}
         self._flagged: set[int] = set()
@@ -154,9 +170,9 @@ class _Search:
     ) -> list[Interval]:
         """Reports the node if a rule objects; the outputs to go on with."""
         node = step.node
-        rules = self._rules_for(node)
+        rules = self._rules_for(node).every
         if all(item.is_finite for item in _looked_at(node, outputs)):
-            rules = tuple(rule for rule in rules if not rule.is_about_result)
+            rules = self._rules_for(node).about_operands
         if not rules or node.forward in self._flagged or not outputs or _is_complex(step):
             return outputs
         found = self._first_problem(rules, node, arguments, outputs)
@@ -196,13 +212,10 @@ class _Search:
         self._part()
         return [_moderate_part(output) for output in outputs]
 
-    def _rules_for(self, node: Node) -> tuple[DefectRule, ...]:
+    def _rules_for(self, node: Node) -> _Rules:
         if node.phase == "backward":
-            return (self._rules[_GRADIENT_CODE],)
-        own = self._by_op.get(node.op)
-        if own is None:
-            return self._general
-        return own if any(rule.is_exhaustive for rule in own) else own + self._general
+            return self._backward
+        return self._by_op.get(node.op, self._general)
 
     def _first_problem(
         self,
