@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from ranum.analysis.facts import (  # noqa: F401 - they fill the table
     attention,
+    boxes,
     branches,
     differences,
     extremes,
