@@ -72,23 +72,13 @@ def read_model(target: Any) -> Model:
         proto = _parse(path)
         file, folder = os.path.abspath(path), Path(os.path.abspath(path)).parent
     _require(proto.HasField("graph"), f"{file} is not an ONNX model: it has no graph.")
-    opsets = _opsets(proto.opset_import, file)
-    functions = {(_domain(f.domain), f.name, f.overload): f for f in proto.functions}
+    opsets = opset_versions(proto.opset_import, file)
+    functions = {(domain_of(f.domain), f.name, f.overload): f for f in proto.functions}
     known = {item.name for item in proto.graph.input}
     for function in functions.values():
         _check_nodes(function.node, set(function.input), f"function {function.name}", 0)
     _check_graph(proto.graph, known, "graph", 0)
     return Model(proto=proto, file=file, folder=folder, opsets=opsets, functions=functions)
-
-
-def domain_of(name: str) -> str:
-    """Domains by one name each: "ai.onnx" is ""."""
-    return _domain(name)
-
-
-def opset_versions(imports: Any, what: str) -> dict[str, int]:
-    """Version by domain, checked against what the installed `onnx` knows."""
-    return _opsets(imports, what)
 
 
 def subgraphs(node: Any) -> Iterator[Any]:
@@ -121,12 +111,14 @@ def _require(condition: bool, message: str) -> None:
         raise ArgumentError(message)
 
 
-def _domain(name: str) -> str:
+def domain_of(name: str) -> str:
+    """Domains by one name each: "ai.onnx" is ""."""
     return "" if name == "ai.onnx" else name
 
 
-def _opsets(imports: Any, what: str) -> dict[str, int]:
-    opsets = {_domain(item.domain): int(item.version) for item in imports}
+def opset_versions(imports: Any, what: str) -> dict[str, int]:
+    """Version by domain, checked against what the installed `onnx` knows."""
+    opsets = {domain_of(item.domain): int(item.version) for item in imports}
     newest = int(onnx.defs.onnx_opset_version())
     version = opsets.get("", newest)
     _require(

@@ -19,7 +19,8 @@ def _loss(
         raise UnsupportedError(f"reduction {reduction}")
     chosen = _NOTHING if ignore is None else ignore
     classes, labels = scores.shape[1], target.long()
-    if bool(((labels < 0) | (labels >= classes) & True).logical_and(labels != chosen).any()):
+    outside = (labels < 0) | (labels >= classes)
+    if bool((outside & (labels != chosen)).any()):
         raise UnsupportedError("a label that is no class")
     return F.nll_loss(scores, labels, weight, ignore_index=chosen, reduction=reduction)
 
