@@ -97,7 +97,7 @@ def test_the_search_finds_what_the_table_lacks():
     assert all("torch.log(1 - h)" in line for line in found)
 
 
-@pytest.mark.slow  # 5 minutes
+@pytest.mark.slow  # ten minutes or so
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("framework", ["torch", "tensorflow"])
 def test_all_cases(framework):
@@ -107,7 +107,7 @@ def test_all_cases(framework):
     assert wrong == {}
 
 
-@pytest.mark.slow  # 10 minutes
+@pytest.mark.slow  # tens of minutes
 @pytest.mark.timeout(3600)
 def test_every_flaw_of_every_case_has_a_witness():
     pytest.importorskip("tensorflow")
