@@ -93,11 +93,17 @@ def _run(node: Node, arguments: dict[str, Any]) -> Any:
         return special(**arguments)
     if node.target is None:
         raise NotReplayableError(f"{node.op} has no functional form")
+    if node.op.startswith("grid_sampler") and not _placed(arguments["grid"]):
+        raise NotReplayableError("torch reads outside the image's memory there")
     names = {argument.name for argument in node.target._schema.arguments}
     for name in ("self", "_self"):
         if name in names and "x" in arguments:
             arguments[name] = arguments.pop("x")
     return node.target(**{key: _copied(item) for key, item in arguments.items()})
+
+
+def _placed(grid: Tensor) -> bool:
+    return bool((grid.abs() <= 1e6).all())
 
 
 def _copied(argument: Any) -> Any:

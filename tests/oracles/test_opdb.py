@@ -12,7 +12,7 @@ from ranum.analysis.interval import Interval
 from ranum.analysis.transfer.registry import Rule, rule_for
 
 HALF_AND_DOUBLE = (torch.float16, torch.bfloat16, torch.float64)
-COVERED = 380
+COVERED = 560
 """Entries that are covered today; more is better, fewer is a regression."""
 
 
@@ -28,9 +28,9 @@ def _complaints(outcomes: list[Outcome]) -> str:
 
 
 def test_a_sample_of_the_database():
-    outcomes = [judge(op, samples=1, modes=_some) for op in entries()[::3]]
+    outcomes = [judge(op, samples=1, modes=_some) for op in entries()[::8]]
     assert not _complaints(outcomes), _complaints(outcomes)
-    assert sum(outcome.status == "covered" for outcome in outcomes) > COVERED / 3.5
+    assert sum(outcome.status == "covered" for outcome in outcomes) > COVERED / 10
 
 
 @pytest.mark.slow  # about eight minutes

@@ -1,0 +1,149 @@
+"""Distances between points, products of three tensors, sums without NaN."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from ranum.analysis.interval import Interval, unit_roundoff
+from ranum.analysis.transfer._common import Box, largest, like
+from ranum.analysis.transfer.elementwise import sub
+from ranum.analysis.transfer.reduction import Dim, linalg_vector_norm, sum_
+from ranum.analysis.transfer.registry import transfer
+
+
+def _distance(a: Interval, b: Interval, p: float, shape: Sequence[int]) -> Interval:
+    """From 0 to count^(1/p) times the largest difference, for p > 0; a count for p = 0."""
+    count = a.shape[-1] if a.shape else 1
+    if a.is_empty_tensor or b.is_empty_tensor or count == 0:
+        return like(0.0, 0.0, shape, a)
+    difference = Box.native(a.merged()).merged() - Box.native(b.merged()).merged()
+    if p == 0:
+        return like(0.0, float(count), shape, a).with_nan(difference.may_nan)
+    # The product form of the Euclidean distance cancels: sizes count, not differences.
+    size = Box.native(a.merged()).peak + Box.native(b.merged()).peak
+    try:
+        overflow = p != math.inf and not count * size ** max(p, 1.0) < largest(a.dtype) / 8
+        reach = 1.0 if p == math.inf else float(count) ** (1 / p)
+    except OverflowError:
+        overflow, reach = True, math.inf
+    if overflow or not difference.is_finite or not math.isfinite(reach):
+        return like(0.0, math.inf, shape, a).with_nan()
+    most = size if p == 2 else difference.peak
+    slack = 1 + (count + 64) * (1 + max(p if math.isfinite(p) else 1.0, 1 / p)) * (
+        2 * unit_roundoff(a.dtype)
+    )
+    tiny = torch.finfo(a.dtype).smallest_normal ** min(1.0, 1 / p if p != math.inf else 1.0)
+    top = most * reach * slack + count * tiny
+    return like(0.0, top, shape, a)
+
+
+@transfer("_pdist_forward")
+def pdist(x: Interval, p: float = 2) -> Interval:
+    """Distances between all pairs of rows of `[N, D]`."""
+    rows = x.shape[0]
+    return _distance(x, x, p, (max(rows * (rows - 1) // 2, 0),))
+
+
+@transfer("_cdist_backward", "_pdist_backward", phase="backward")
+def distance_backward(
+    grad: Interval,
+    p: float,
+    x: Interval | None = None,
+    x1: Interval | None = None,
+    x2: Interval | None = None,
+    cdist: Interval | None = None,
+    pdist: Interval | None = None,
+) -> Interval | None:
+    """Grad times (|d| / distance)^(p - 1), summed: at most |grad| per pair for p = 1 and inf.
+
+    For other p the recorded distance may be smaller than the difference, through rounding,
+    and nothing bounds the ratio.
+    """
+    own = x if x1 is None else x1
+    if p not in (1, math.inf) or own is None or own.may_nan or own.may_inf:
+        return None
+    if x2 is not None and (x2.may_nan or x2.may_inf):
+        return None
+    pairs = math.prod(grad.shape) or 1
+    return _symmetric(Box.native(grad.merged()).peak, pairs, own, grad.may_nan)
+
+
+def _symmetric(size: float, count: int, like_x: Interval, may_nan: bool) -> Interval:
+    """Sums of `count` numbers no larger than `size`, for anything of the shape of `like_x`."""
+    bound = size * count * math.exp(4 * (count + 8) * unit_roundoff(like_x.dtype))
+    if not bound <= largest(like_x.dtype):
+        return Interval.top(like_x.shape, like_x.dtype)
+    return like(-bound, bound, like_x.shape, like_x).with_nan(may_nan)
+
+
+@transfer("dist")
+def dist(x: Interval, other: Interval, p: float = 2) -> Interval:
+    """The p-norm of the difference."""
+    return linalg_vector_norm(sub(x, other), p)
+
+
+@transfer("_trilinear")
+def trilinear(
+    i1: Interval,
+    i2: Interval,
+    i3: Interval,
+    expand1: Sequence[int],
+    expand2: Sequence[int],
+    expand3: Sequence[int],
+    sumdim: Sequence[int],
+    unroll_dim: int = 1,
+) -> Interval:
+    """Products of three tensors with new dimensions at `expand*`, summed over `sumdim`."""
+    shapes: list[tuple[int, ...]] = []
+    for item, dims in ((i1, expand1), (i2, expand2), (i3, expand3)):
+        sizes = list(item.shape)
+        for dim in dims:
+            sizes.insert(dim, 1)
+        shapes.append(tuple(sizes))
+    whole = torch.broadcast_shapes(*shapes)
+    shape = tuple(n for d, n in enumerate(whole) if d not in sumdim)
+    count = math.prod(whole[d] for d in sumdim)
+    if 0 in whole:
+        return like(0.0, 0.0, shape, i1)
+    one, two, three = (Box.native(item.merged()).merged() for item in (i1, i2, i3))
+    # Kernels multiply in either order, and add up some products before the last factor.
+    product = (one * two * three).hull(one * (two * three)).hull((one * three) * two)
+    total = product.with_zero().times(count)
+    reach = one.peak * max(two.peak, three.peak, two.peak * three.peak) * count
+    if not reach < largest(i1.dtype) / 8:
+        return Interval.top(shape, i1.dtype)
+    spread = 8 * (count + 8) * unit_roundoff(i1.dtype) * product.peak * count
+    return total.replaced(total.lower - spread, total.upper + spread).interval(shape, i1.dtype)
+
+
+@transfer("linalg_cross")
+def cross(x: Interval, other: Interval, dim: int = -1) -> Interval:
+    """x_i y_j - x_j y_i along a dimension of three."""
+    shape = torch.broadcast_shapes(x.shape, other.shape)
+    if 0 in shape:
+        return like(0.0, 0.0, shape, x)
+    product = Box.native(x.merged()).merged() * Box.native(other.merged()).merged()
+    return (product - product).rounded(16).interval(shape, x.dtype)
+
+
+@transfer("nansum")
+def nansum(
+    x: Interval, dim: Dim = None, keepdim: bool = False, dtype: torch.dtype | None = None
+) -> Interval:
+    """Sum with 0 in place of NaN."""
+    if x.may_nan:
+        low, high = x.lower.clamp(max=0), x.upper.clamp(min=0)
+        x = Interval(low, high, x.shape, x.dtype)
+    return sum_(x, dim, keepdim, dtype)
+
+
+@transfer("renorm")
+def renorm(x: Interval, p: float, dim: int, maxnorm: float) -> Interval:
+    """x, or x scaled down by a factor below 1 where a slice's norm exceeds `maxnorm`."""
+    if x.may_nan or x.may_inf:
+        return Interval.top(x.shape, x.dtype)
+    box = Box.native(x)
+    return (box * box.constant(0.0, 1.0)).hull(box).with_nan(p <= 0).interval(x.shape, x.dtype)
