@@ -93,7 +93,6 @@ CASES = [
     Case("index_fill", {"x": X, "dim": 0, "index": ROWS, "value": 2.5}),
     Case("index_fill", {"x": X, "dim": 0, "index": ROWS, "value": Arg(())}),
     Case("index_copy", {"x": X, "dim": 0, "index": ROWS, "source": SRC}),
-    Case("masked_scatter", {"x": X, "mask": MASK, "source": Arg((5, 3))}),
     Case("masked_scatter_backward", {"grad_output": GRAD, "mask": MASK, "sizes": [5, 3]}),
     Case(
         "_unsafe_masked_index",

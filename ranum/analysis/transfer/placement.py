@@ -150,13 +150,6 @@ def index_copy(x: Interval, dim: int, index: Interval, source: Interval) -> Inte
     return any_of(x.shape, x.dtype, x, source)
 
 
-@transfer("masked_scatter")
-def masked_scatter(x: Interval, mask: Interval, source: Interval) -> Interval:
-    """`source`, in order, where a mask holds; x elsewhere."""
-    shape = torch.broadcast_shapes(x.shape, mask.shape)
-    return any_of(shape, x.dtype, x, source)
-
-
 @transfer("masked_scatter_backward", phase="backward")
 def masked_scatter_backward(
     grad_output: Interval, mask: Interval, sizes: Sequence[int]
