@@ -12,6 +12,7 @@ from ranum.analysis.interval import Interval
 from ranum.analysis.transfer.combinators import (
     bent,
     decreasing,
+    early,
     increasing,
     shape_of,
 )
@@ -89,7 +90,8 @@ def hardsigmoid(x: Interval) -> Interval:
 def hardswish(x: Interval) -> Interval:
     """`x min(max(x + 3, 0), 6) / 6`: least at -1.5, where it is -0.375; NaN at -inf."""
     knots = [(-3, 0), (-1.5, -0.375)]
-    return bent(F.hardswish, x, knots, at_infinity=_RISING_TO_INFINITY, absolute=4)
+    result = bent(F.hardswish, x, knots, at_infinity=_RISING_TO_INFINITY, absolute=4)
+    return early(result, 8)
 
 
 @transfer("leaky_relu")
@@ -141,7 +143,8 @@ def gelu(x: Interval, approximate: str = "none") -> Interval:
 @transfer("silu")
 def silu(x: Interval) -> Interval:
     """`x sigmoid(x)`: falls to -0.28 at -1.28, then rises; NaN at -inf."""
-    return bent(F.silu, x, [_SILU_LEAST], at_infinity=_RISING_TO_INFINITY)
+    # Where exp(x) is flushed to zero, x times a subnormal number is lost.
+    return bent(F.silu, x, [_SILU_LEAST], at_infinity=_RISING_TO_INFINITY, absolute=1e-28)
 
 
 @transfer("mish")

@@ -275,6 +275,16 @@ def coarsened(result: Interval, dtype: torch.dtype) -> Interval:
     )
 
 
+def early(result: Interval, factor: float) -> Interval:
+    """For kernels whose intermediate steps overflow by up to `factor` before the result does.
+
+    Infinity seen at a bound may then be a large number where another kernel computes it.
+    """
+    largest = torch.finfo(result.dtype).max / factor
+    low, high = result.lower.clamp(max=largest), result.upper.clamp(min=-largest)
+    return Interval.between(low, high, result.shape, result.dtype, result.may_nan)
+
+
 def unbounded_where(condition: Tensor, result: Interval) -> Interval:
     """[-inf, inf] in the blocks where a condition holds."""
     return Interval.between(

@@ -317,8 +317,8 @@ def sign(x: Interval) -> Interval:
 
 @transfer("sqrt", domain="nonnegative")
 def sqrt(x: Interval) -> Interval:
-    """Rising on [0, inf], correctly rounded; NaN below."""
-    return increasing(torch.sqrt, floating(x), domain=(0, math.inf), ulps=0)
+    """Rising on [0, inf]; NaN below. MKL's vector kernel is not correctly rounded."""
+    return increasing(torch.sqrt, floating(x), domain=(0, math.inf), ulps=1, image=(0, math.inf))
 
 
 @transfer("rsqrt", domain="positive")
@@ -388,6 +388,12 @@ def _fractional_power(x: Interval, exponent: float) -> Interval:
         result = Interval.full(0, math.inf, x.shape, x.dtype)
         return result.with_nan(x.may_nan or math.isnan(exponent))
     rule = increasing if exponent > 0 else decreasing
+    if x.dtype in HALF_PRECISION:
+        # Kernels for CPUs round the exponent to the half type too, others do not.
+        wide = _fractional_power(converted(x, torch.float32), exponent)
+        rounded = float(torch.tensor(exponent, dtype=x.dtype))
+        other = _fractional_power(converted(x, torch.float32), rounded)
+        return converted(union(wide, other), x.dtype)
     is_exact = torch.tensor(exponent, dtype=x.dtype).item() == exponent
     result = rule(
         lambda base: base.pow(exponent),

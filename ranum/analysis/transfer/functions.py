@@ -22,6 +22,7 @@ from ranum.analysis.transfer.combinators import (
     converted,
     corners,
     decreasing,
+    early,
     floating,
     has_infinity,
     has_zero,
@@ -101,7 +102,10 @@ def logit(x: Interval, eps: float | None = None) -> Interval:
         return torch.logit(data, eps)
 
     domain = (0.0, 1.0) if eps is None else (-math.inf, math.inf)
-    return increasing(function, x, domain=domain, absolute=4)
+    # Half types may be divided in half precision: an error relative to 1, before the log.
+    half = x.dtype in HALF_PRECISION
+    steps = torch.finfo(x.dtype).eps / torch.finfo(torch.float32).eps if half else 1.0
+    return increasing(function, x, domain=domain, absolute=4 * steps)
 
 
 @transfer("xlogy")
@@ -217,7 +221,7 @@ def rad2deg(x: Interval) -> Interval:
 @transfer("sinh")
 def sinh(x: Interval) -> Interval:
     """Rising; infinite where a kernel's exp(x) overflows."""
-    result = increasing(torch.sinh, x)
+    result = early(increasing(torch.sinh, x), 4)
     limit = _exp_limit(result.dtype)
     low = result.lower.masked_fill(x.lower < -limit, -math.inf)
     high = result.upper.masked_fill(x.upper > limit, math.inf)
@@ -227,7 +231,7 @@ def sinh(x: Interval) -> Interval:
 @transfer("cosh")
 def cosh(x: Interval) -> Interval:
     """Even, in [1, inf], least at 0; infinite where a kernel's exp(x) overflows."""
-    result = bent(torch.cosh, x, [(0, 1)], image=(1, math.inf))
+    result = early(bent(torch.cosh, x, [(0, 1)], image=(1, math.inf)), 4)
     limit = _exp_limit(result.dtype)
     high = result.upper.masked_fill((x.lower < -limit) | (x.upper > limit), math.inf)
     return Interval.between(result.lower, high, x.shape, result.dtype, result.may_nan)
@@ -266,8 +270,8 @@ def atanh(x: Interval) -> Interval:
 
 @transfer("erf")
 def erf(x: Interval) -> Interval:
-    """Rising, in [-1, 1]."""
-    return increasing(torch.erf, x, image=(-1, 1))
+    """Rising, in [-1, 1]; some kernels have an absolute error near 0."""
+    return increasing(torch.erf, x, image=(-1, 1), absolute=2)
 
 
 @transfer("erfc")

@@ -21,6 +21,7 @@ from ranum.analysis.transfer.combinators import (
     converted,
     corners,
     decreasing,
+    early,
     floating,
     has_infinity,
     has_zero,
@@ -130,7 +131,7 @@ def bessel_i0(x: Interval) -> Interval:
     """Even, rising in |x| from 1 to inf; NaN at infinities."""
     knots, nan = [(0.0, 1.0)], x.may_nan or is_possible(has_infinity(x))
     result = bent(torch.i0, x, knots, ulps=LOOSE, at_infinity=(math.inf, math.inf))
-    return result.with_nan(nan)
+    return early(result, 64).with_nan(nan)
 
 
 @transfer("special_i1", "special_modified_bessel_i1")
@@ -138,7 +139,8 @@ def bessel_i1(x: Interval) -> Interval:
     """Odd and rising; NaN at infinities."""
     nan = x.may_nan or is_possible(has_infinity(x))
     limits = (-math.inf, math.inf)
-    return increasing(_special.i1, x, ulps=LOOSE, at_infinity=limits).with_nan(nan)
+    result = increasing(_special.i1, x, ulps=LOOSE, at_infinity=limits)
+    return early(result, 64).with_nan(nan)
 
 
 @transfer("special_i0e")
