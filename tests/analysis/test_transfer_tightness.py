@@ -35,7 +35,7 @@ def run(op, **arguments):
         ("reciprocal", {"x": box(0.5, 2)}, 0.5, 2),
         ("abs", {"x": box(-3, 2)}, 0, 3),
         ("pow", {"x": box(-3, 2), "exponent": 2}, 0, 9),
-        ("sqrt", {"x": box(0, 4)}, 0, 2),
+        ("sqrt", {"x": box(0, 4)}, 0, 2 + 2**-22),
         ("relu", {"x": box(-3, 2)}, 0, 2),
         ("leaky_relu", {"x": box(-4, 2), "negative_slope": 0.25}, -1, 2),
         ("hardtanh", {"x": box(-4, 2)}, -1, 1),
