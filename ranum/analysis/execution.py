@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ranum.analysis.graph import Graph, Node
-from ranum.analysis.interval import Interval
+from ranum.analysis.interval import Interval, round_nearest
 from ranum.errors import ArgumentError
 
 Precision = Literal["float32", "tf32", "bf16"]
@@ -224,7 +224,16 @@ def _flushed(x: Interval, power: float = 1.0) -> Interval:
     """With 0 where an element may be subnormal; below tiny^power for powers."""
     if x.dtype not in _FLUSHED or x.is_empty_tensor:
         return x
+    if power == 1.0 and x.has_normal_ends:
+        return x
     tiny = torch.finfo(x.dtype).tiny ** power
+    if x.is_uniform:
+        least, most = x.low, x.high
+        lost_least, lost_most = 0 < least < tiny, -tiny < most < 0
+        if not (lost_least or lost_most):
+            return x
+        least, most = 0.0 if lost_least else least, 0.0 if lost_most else most
+        return Interval.uniform(least, most, x.shape, x.dtype, x.may_nan)
     low, high = x.lower, x.upper
     lost_low, lost_high = (low > 0) & (low < tiny), (high < 0) & (high > -tiny)
     if not bool(lost_low.any()) and not bool(lost_high.any()):
@@ -244,14 +253,29 @@ def _lossy(op: str, arguments: Mapping[str, Any], x: Interval) -> Interval:
         slack = max(terms, 1) * torch.finfo(x.dtype).tiny
         if op not in _SUMS:
             slack = math.sqrt(slack)  # a root may be taken of what is lost, or a weight multiply it
-        low, high = x.lower - slack, x.upper + slack
         # Less is lost of a term than the term: only where signs mix can that change the sign.
-        if op not in _SUMS or all(each.low >= 0 for each in own):
-            low = torch.where(x.lower >= 0, low.clamp(min=0), low)
-        if op not in _SUMS or all(each.high <= 0 for each in own):
-            high = torch.where(x.upper <= 0, high.clamp(max=0), high)
-        x = _moved(x, low, high)
+        keeps_low = op not in _SUMS or all(each.low >= 0 for each in own)
+        keeps_high = op not in _SUMS or all(each.high <= 0 for each in own)
+        x = _slackened(x, slack, keeps_low, keeps_high)
     return _flushed(x)
+
+
+def _slackened(x: Interval, slack: float, keeps_low: bool, keeps_high: bool) -> Interval:
+    """Outward by an absolute error, which leaves signs alone where told to."""
+    if x.is_uniform:
+        least, most = x.low - slack, x.high + slack
+        if keeps_low and x.low >= 0:
+            least = max(least, 0.0)
+        if keeps_high and x.high <= 0:
+            most = min(most, 0.0)
+        least, most = round_nearest(least, x.dtype), round_nearest(most, x.dtype)
+        return Interval.uniform(least, most, x.shape, x.dtype, x.may_nan)
+    low, high = x.lower - slack, x.upper + slack
+    if keeps_low:
+        low = torch.where(x.lower >= 0, low.clamp(min=0), low)
+    if keeps_high:
+        high = torch.where(x.upper <= 0, high.clamp(max=0), high)
+    return _moved(x, low, high)
 
 
 def _intervals(arguments: Mapping[str, Any]) -> list[Interval]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 
@@ -152,9 +152,14 @@ class Graph:
         return None if index is None else self.nodes[index]
 
     def consumers(self) -> Mapping[int, tuple[int, ...]]:
-        """For each value, the indices of the nodes that read it."""
+        """For each value, the indices of the nodes that read it; worked out once."""
+        known = self.derived.get("consumers")
+        if known is not None and known[0] is self.nodes and known[1] == len(self.nodes):
+            return cast("Mapping[int, tuple[int, ...]]", known[2])
         readers: dict[int, list[int]] = {}
         for node in self.nodes:
             for operand in node.operands:
                 readers.setdefault(operand, []).append(node.index)
-        return {value: tuple(indices) for value, indices in readers.items()}
+        found = {value: tuple(indices) for value, indices in readers.items()}
+        self.derived["consumers"] = (self.nodes, len(self.nodes), found)
+        return found

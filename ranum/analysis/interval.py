@@ -44,7 +44,9 @@ class Interval:
     `is_uniform`, and its tensors `lower` and `upper` are made when somebody asks for them.
     """
 
-    __slots__ = ("_finite", "_high", "_low", "_lower", "_upper", "dtype", "may_nan", "shape")
+    __slots__ = (
+        "_finite", "_high", "_low", "_lower", "_normal", "_upper", "dtype", "may_nan", "shape"
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -59,6 +61,7 @@ class Interval:
         self._low: Any = None
         self._high: Any = None
         self._finite: bool | None = None
+        self._normal: bool | None = None
         self.shape = shape
         self.dtype = dtype
         self.may_nan = may_nan
@@ -73,7 +76,7 @@ class Interval:
         interval = Interval.__new__(Interval)
         interval._lower = interval._upper = None
         interval._low, interval._high = low, high
-        interval._finite = None
+        interval._finite = interval._normal = None
         interval.shape, interval.dtype, interval.may_nan = shape, dtype, may_nan
         return interval
 
@@ -240,6 +243,18 @@ class Interval:
         if self._finite is None:
             self._finite = not (self.may_nan or self.may_inf)
         return self._finite
+
+    @property
+    def has_normal_ends(self) -> bool:
+        """True if no lower bound is a positive subnormal number, no upper one a negative."""
+        if self._normal is None:
+            tiny = torch.finfo(self.dtype).smallest_normal
+            if self.is_uniform:
+                self._normal = not (0 < self.low < tiny or -tiny < self.high < 0)
+            else:
+                low = ((self.lower > 0) & (self.lower < tiny)).any()
+                self._normal = not bool(low or ((self.upper < 0) & (self.upper > -tiny)).any())
+        return self._normal
 
     @property
     def is_anything(self) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ranum.analysis import analyze
 from ranum.analysis.execution import Execution
+from ranum.analysis.graph import Node
 from ranum.analysis.interval import Interval
 from ranum.analysis.propagate import propagate
 from ranum.errors import ArgumentError
@@ -253,3 +254,22 @@ def test_options_that_break_the_rule():
         Execution(matmul="fp8")
     with pytest.raises(ArgumentError, match=r"execution must be a ranum\.Execution or None"):
         analyze(gap, torch.ones(2), execution="fast")
+
+
+@pytest.mark.parametrize("op", ["mul", "mm", "prod", "tanh_backward", "logsumexp"])
+@pytest.mark.parametrize(
+    "pair", [(1e-39, 2.0), (-3.0, -1e-40), (1e-40, 1e-39), (0.0, 1.0), (-2.0, 5.0), (1.0, 1.0)]
+)
+def test_one_pair_of_bounds_is_flushed_as_blocks_are(op: str, pair: tuple[float, float]) -> None:
+    low, high = (torch.tensor(end).expand(2, 2).clone() for end in pair)
+    execution = Execution(flush_to_zero=True)
+    node = Node(index=0, op=op, target=None, arguments={}, outputs=(1,))
+    results = []
+    for x in (
+        Interval.full(*pair, (2, 2), torch.float32),
+        Interval.between(low, high, (2, 2), torch.float32),
+    ):
+        seen = execution.operands(node, {"x": x})
+        (out,) = execution.outputs(node, seen, [x])
+        results.append([seen["x"].low, seen["x"].high, out.low, out.high])
+    assert results[0] == results[1]

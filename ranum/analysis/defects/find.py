@@ -9,8 +9,8 @@ it starts, and a second one behind it is still seen.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -109,6 +109,33 @@ class _Rules:
         self.about_operands = tuple(rule for rule in rules if not rule.is_about_result)
 
 
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """All rules: by operator, about any operator, about backward operators."""
+
+    by_op: Mapping[str, _Rules]
+    general: _Rules
+    backward: _Rules
+
+
+@lru_cache(maxsize=4)
+def _table(codes: tuple[tuple[str, type[DefectRule]], ...]) -> _Table:
+    rules = {code: cls() for code, cls in codes}
+    by_op: dict[str, tuple[DefectRule, ...]] = {}
+    for rule in rules.values():
+        for op in rule.ops:
+            by_op[op] = (*by_op.get(op, ()), rule)
+    general = tuple(rules[code] for code in _GENERAL_CODES)
+    return _Table(
+        by_op={
+            op: _Rules(own if any(rule.is_exhaustive for rule in own) else own + general)
+            for op, own in by_op.items()
+        },
+        general=_Rules(general),
+        backward=_Rules((rules[_GRADIENT_CODE],)),
+    )
+
+
 class _Search:
     """One walk with the true bounds, and behind a defect a second one as if it were repaired."""
 
@@ -117,18 +144,7 @@ class _Search:
         self.doubtful: set[int] = set()
         self._graph = walk.graph
         self._diverged: set[int] = set()
-        self._rules = {code: cls() for code, cls in CODES.items()}
-        by_op: dict[str, tuple[DefectRule, ...]] = {}
-        for rule in self._rules.values():
-            for op in rule.ops:
-                by_op[op] = (*by_op.get(op, ()), rule)
-        general = tuple(self._rules[code] for code in _GENERAL_CODES)
-        self._by_op = {
-            op: _Rules(own if any(rule.is_exhaustive for rule in own) else own + general)
-            for op, own in by_op.items()
-        }
-        self._general = _Rules(general)
-        self._backward = _Rules((self._rules[_GRADIENT_CODE],))
+        self._table = _table(tuple(CODES.items()))
         self._scene = Scene(self._graph, self._interval_now)
         self._defects: dict[tuple[Any, ...], Defect] = {}
         self._flagged: set[int] = set()
@@ -214,8 +230,8 @@ class _Search:
 
     def _rules_for(self, node: Node) -> _Rules:
         if node.phase == "backward":
-            return self._backward
-        return self._by_op.get(node.op, self._general)
+            return self._table.backward
+        return self._table.by_op.get(node.op, self._table.general)
 
     def _first_problem(
         self,

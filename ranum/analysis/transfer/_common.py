@@ -26,6 +26,24 @@ _ULPS = 8
 """Units of roundoff that one operation of a kernel may lose: covers FMA, reciprocal-multiply."""
 
 
+def broadcast_shapes(*shapes: Sequence[int]) -> tuple[int, ...]:
+    """The shape that tensors of these shapes broadcast to.
+
+    As the function of torch, which imports a computer algebra system for it.
+
+    Raises:
+        ValueError: If two sizes differ and none of them is 1.
+    """
+    result: list[int] = [1] * max(map(len, shapes), default=0)
+    for shape in shapes:
+        for dim, size in enumerate(shape, start=len(result) - len(shape)):
+            if size != 1 and result[dim] not in (1, size):
+                raise ValueError(f"shapes do not broadcast: {', '.join(map(str, shapes))}.")
+            if size != 1:
+                result[dim] = size
+    return tuple(result)
+
+
 def accumulator(dtype: torch.dtype) -> torch.dtype:
     """The type in which kernels add up elements of `dtype`."""
     if dtype in HALF_TYPES:

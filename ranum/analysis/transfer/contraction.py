@@ -25,6 +25,7 @@ from ranum.analysis.transfer._common import (
     HALF_TYPES,
     Box,
     accumulator,
+    broadcast_shapes,
     largest,
     like,
     outward,
@@ -126,7 +127,7 @@ def _flipped(x: Interval) -> Interval:
 def _thinned(a: Interval, b: Interval) -> tuple[Interval, Interval]:
     """Rows merged where keeping them would be dear; known operands stay whole."""
     rows, columns = a.lower.shape[-2], b.lower.shape[-1]
-    batch = math.prod(torch.broadcast_shapes(a.lower.shape[:-2], b.lower.shape[:-2]))
+    batch = math.prod(broadcast_shapes(a.lower.shape[:-2], b.lower.shape[:-2]))
     inner = max(a.lower.shape[-1], b.lower.shape[-2])
     if batch * rows * inner * columns <= CHEAP_PRODUCT and batch * rows * columns <= MERGE_ABOVE:
         return a, b
@@ -144,7 +145,7 @@ def _thinned(a: Interval, b: Interval) -> tuple[Interval, Interval]:
 
 def _product(a: Interval, b: Interval) -> tuple[Box, bool]:
     """`a @ b` as a box that contains all rounding, and whether all sums stay finite."""
-    shape = (*torch.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
+    shape = (*broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
     zero = torch.zeros((1,) * len(shape), dtype=torch.float64, device=a.device)
     if a.shape[-1] == 0 or 0 in shape:
         return Box(zero, zero, accumulator(a.dtype)), True

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from ranum.analysis.interval import Interval, unit_roundoff
-from ranum.analysis.transfer._common import Box, largest, like
+from ranum.analysis.transfer._common import Box, broadcast_shapes, largest, like
 from ranum.analysis.transfer.elementwise import sub
 from ranum.analysis.transfer.reduction import Dim, linalg_vector_norm, sum_
 from ranum.analysis.transfer.registry import transfer
@@ -103,7 +103,7 @@ def trilinear(
         for dim in dims:
             sizes.insert(dim, 1)
         shapes.append(tuple(sizes))
-    whole = torch.broadcast_shapes(*shapes)
+    whole = broadcast_shapes(*shapes)
     shape = tuple(n for d, n in enumerate(whole) if d not in sumdim)
     count = math.prod(whole[d] for d in sumdim)
     if 0 in whole:
@@ -122,7 +122,7 @@ def trilinear(
 @transfer("linalg_cross")
 def cross(x: Interval, other: Interval, dim: int = -1) -> Interval:
     """x_i y_j - x_j y_i along a dimension of three."""
-    shape = torch.broadcast_shapes(x.shape, other.shape)
+    shape = broadcast_shapes(x.shape, other.shape)
     if 0 in shape:
         return like(0.0, 0.0, shape, x)
     product = Box.native(x.merged()).merged() * Box.native(other.merged()).merged()

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from ranum.analysis.interval import Interval, unit_roundoff
-from ranum.analysis.transfer._common import Box, unknown
+from ranum.analysis.transfer._common import Box, broadcast_shapes, unknown
 from ranum.analysis.transfer.reduction import mean, sum_
 from ranum.analysis.transfer.registry import transfer
 
@@ -29,7 +29,7 @@ def _reduced(box: Box, x: Interval, shape: Sequence[int], reduction: int) -> Int
 
 
 def _shape(x: Interval, target: Interval) -> tuple[int, ...]:
-    return tuple(torch.broadcast_shapes(x.shape, target.shape))
+    return broadcast_shapes(x.shape, target.shape)
 
 
 # --- classes -------------------------------------------------------------------------------

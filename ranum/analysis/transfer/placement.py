@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ranum.analysis.interval import Interval, unit_roundoff
-from ranum.analysis.transfer._common import Box, indices, largest
+from ranum.analysis.transfer._common import Box, broadcast_shapes, indices, largest
 from ranum.analysis.transfer.combinators import Operand
 from ranum.analysis.transfer.indexing import scatter_add
 from ranum.analysis.transfer.layout import moved, unmerged
@@ -165,7 +165,7 @@ def unsafe_masked_index(
     """x[indices] where a mask holds, else a number."""
     if any(item is None for item in indices):
         return None
-    shape = torch.broadcast_shapes(mask.shape, *(item.shape for item in indices if item))
+    shape = broadcast_shapes(mask.shape, *(item.shape for item in indices if item))
     if len(indices) != len(x.shape):
         return None
     return any_of(shape, x.dtype, x, fill)

@@ -15,6 +15,7 @@ from torch import Tensor
 from ranum.analysis.interval import Interval, unit_roundoff
 from ranum.analysis.transfer._common import (
     Box,
+    broadcast_shapes,
     indices,
     largest,
     like,
@@ -442,7 +443,7 @@ def _cdist_forward(x1: Interval, x2: Interval, p: float, compute_mode: int | Non
     that of the squares.
     """
     shape = (
-        *torch.broadcast_shapes(x1.shape[:-2], x2.shape[:-2]), x1.shape[-2], x2.shape[-2],
+        *broadcast_shapes(x1.shape[:-2], x2.shape[:-2]), x1.shape[-2], x2.shape[-2],
     )  # fmt: skip
     width = x1.shape[-1]
     if 0 in shape or width == 0:

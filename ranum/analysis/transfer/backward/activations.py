@@ -7,7 +7,7 @@ import math
 import torch
 
 from ranum.analysis.interval import Interval
-from ranum.analysis.transfer._common import Box, accumulator, largest
+from ranum.analysis.transfer._common import Box, accumulator, broadcast_shapes, largest
 from ranum.analysis.transfer.backward._common import overflowing
 from ranum.analysis.transfer.registry import transfer
 
@@ -24,7 +24,7 @@ def _sloped(
     """Grad times a derivative in [lower, upper]."""
     box = Box.native(grad)
     result = (box * box.constant(lower, upper)).rounded(32)
-    shape = torch.broadcast_shapes(grad.shape, x.shape)
+    shape = broadcast_shapes(grad.shape, x.shape)
     return result.with_nan(may_nan or x.may_nan).interval(shape, grad.dtype)
 
 
@@ -36,7 +36,7 @@ def _gated(grad: Interval, opened: torch.Tensor, closed: torch.Tensor, x: Interv
     if not x.may_nan:
         lower = torch.where(closed, torch.zeros_like(lower), lower)
         upper = torch.where(closed, torch.zeros_like(upper), upper)
-    shape = torch.broadcast_shapes(grad.shape, x.shape)
+    shape = broadcast_shapes(grad.shape, x.shape)
     return Box(lower, upper, box.dtype, grad.may_nan).interval(shape, grad.dtype)
 
 
@@ -84,7 +84,7 @@ def leaky_relu_backward(
     lower = torch.where(positive, grad.lower, torch.where(negative, below.lower, either.lower))
     upper = torch.where(positive, grad.upper, torch.where(negative, below.upper, either.upper))
     result = Box(lower, upper, grad.dtype, either.may_nan)
-    shape = torch.broadcast_shapes(grad_output.shape, x.shape)
+    shape = broadcast_shapes(grad_output.shape, x.shape)
     return result.interval(shape, grad_output.dtype)
 
 
@@ -142,7 +142,7 @@ def elu_backward(
     else:
         left = left * (alpha * scale) * (below * input_scale).increasing(torch.exp)
     result = above.hull(left) if x.high > 0 or self_or_result.may_nan else left
-    shape = torch.broadcast_shapes(grad_output.shape, self_or_result.shape)
+    shape = broadcast_shapes(grad_output.shape, self_or_result.shape)
     return result.rounded(16).interval(shape, grad_output.dtype)
 
 
@@ -181,7 +181,7 @@ def hardsigmoid_backward(grad_output: Interval, x: Interval) -> Interval:
     box = Box.native(grad_output)
     # The constant is a float32, in float64 too.
     grad = box * box.constant((1 - 1e-7) / 6, (1 + 1e-7) / 6)
-    shape = torch.broadcast_shapes(grad_output.shape, x.shape)
+    shape = broadcast_shapes(grad_output.shape, x.shape)
     return grad.with_zero().interval(shape, grad_output.dtype)
 
 
@@ -202,7 +202,7 @@ def softplus_backward(
     if not overflow:
         # Kernels multiply grad by z first.
         result = overflowing(result, grad * grad.constant(0.0, math.exp(threshold)))
-    shape = torch.broadcast_shapes(grad_output.shape, x.shape)
+    shape = broadcast_shapes(grad_output.shape, x.shape)
     result = result.with_nan(overflow or x.may_nan)
     return result.rounded(32).interval(shape, grad_output.dtype)
 
@@ -222,7 +222,7 @@ def sigmoid_backward(grad_output: Interval, output: Interval) -> Interval:
     if lost:
         product = Box.native(grad_output) * (-y + 1.0) * y
         product = product.hull(product.constant(0.0)).rounded(32)
-    shape = torch.broadcast_shapes(grad_output.shape, output.shape)
+    shape = broadcast_shapes(grad_output.shape, output.shape)
     return product.interval(shape, grad_output.dtype)
 
 
@@ -232,7 +232,7 @@ def tanh_backward(grad_output: Interval, output: Interval) -> Interval:
     y = Box.native(output)
     slope = -y.square() + 1.0
     product = (Box.native(grad_output) * slope).rounded(32)
-    shape = torch.broadcast_shapes(grad_output.shape, output.shape)
+    shape = broadcast_shapes(grad_output.shape, output.shape)
     return product.interval(shape, grad_output.dtype)
 
 
@@ -248,7 +248,7 @@ def logit_backward(grad_output: Interval, x: Interval, eps: float | None = None)
         quotient = quotient.with_nan(outside)
     elif outside or x.may_nan:
         quotient = quotient.with_zero()
-    shape = torch.broadcast_shapes(grad_output.shape, x.shape)
+    shape = broadcast_shapes(grad_output.shape, x.shape)
     return quotient.with_nan(x.may_nan).interval(shape, grad_output.dtype)
 
 

@@ -8,7 +8,14 @@ from collections.abc import Sequence
 import torch
 
 from ranum.analysis.interval import Interval, unit_roundoff
-from ranum.analysis.transfer._common import Box, largest, sum_error, summed, unknown
+from ranum.analysis.transfer._common import (
+    Box,
+    broadcast_shapes,
+    largest,
+    sum_error,
+    summed,
+    unknown,
+)
 from ranum.analysis.transfer.backward._common import Mask
 from ranum.analysis.transfer.registry import transfer
 
@@ -70,7 +77,7 @@ def _log_softmax_backward_data(
     total = summed(grad_output, along)
     share = y.increasing(torch.exp, ulps=64)
     result = (grad - share * total).rounded()
-    shape = torch.broadcast_shapes(grad_output.shape, output.shape)
+    shape = broadcast_shapes(grad_output.shape, output.shape)
     return result.interval(shape, input_dtype)
 
 
