@@ -408,7 +408,7 @@ def widen(interval: Interval, ulps: int = 4, absolute: float = 0.0) -> Interval:
         return interval
     info = torch.finfo(interval.dtype)
     relative = ulps * info.eps
-    floor = max(absolute, _lost(interval.dtype, ulps))
+    floor = max(absolute, ulps * info.smallest_normal * info.eps)
     if interval.is_uniform:
         return _widened(interval, relative, floor)
     lower, upper = interval.lower, interval.upper
@@ -421,14 +421,6 @@ def widen(interval: Interval, ulps: int = 4, absolute: float = 0.0) -> Interval:
         interval.dtype,
         interval.may_nan,
     )
-
-
-def _lost(dtype: torch.dtype, ulps: int) -> float:
-    """What underflow may cost: float32 kernels flush subnormal numbers to zero."""
-    info = torch.finfo(dtype)
-    if dtype == torch.float16:  # its subnormal numbers are normal ones in float32
-        return ulps * info.smallest_normal * info.eps
-    return info.smallest_normal
 
 
 def _widened(interval: Interval, relative: float, floor: float) -> Interval:

@@ -50,7 +50,8 @@ SKETCH = st.builds(
 
 def test_every_rule_has_a_case_and_every_case_a_rule():
     covered = {case.op for case in CASES.values()}
-    missing = sorted(set(rules()) - covered)
+    own = {op for op in rules() if "::" in op}  # of one way in, where its tests are
+    missing = sorted(set(rules()) - covered - own)
     assert not missing, f"rules without a case in tests/transfer_cases: {', '.join(missing)}"
     assert covered <= set(rules()), f"cases without a rule: {sorted(covered - set(rules()))}"
 

@@ -40,6 +40,13 @@ def _keep_statistics(op):
     return oracle
 
 
+def _running(input, running_mean, running_var, momentum):
+    """What a batch leaves in the statistics."""
+    statistics = running_mean.clone(), running_var.clone()
+    torch.ops.aten.native_batch_norm(input, None, None, *statistics, True, momentum, 1e-5)
+    return statistics
+
+
 def _cudnn(epsilon, exponential_average_factor, **arguments):
     out = _keep_statistics("native_batch_norm")(
         **arguments, eps=epsilon, momentum=exponential_average_factor
@@ -51,6 +58,20 @@ IMAGE = Arg((2, 3, 4))
 SOFT = Arg((N, 5))
 
 CASES = [
+    *(
+        Case(
+            "running_statistics",
+            {
+                "input": x,
+                "running_mean": Arg((x.shape[1],)),
+                "running_var": Arg((x.shape[1],), low=0.1, high=4.0, within=(0.0, math.inf)),
+                "momentum": momentum,
+            },
+            oracle=_running,
+            dtypes=(torch.float32, torch.float64),
+        )
+        for x, momentum in ((IMAGE, 0.1), (Arg((64, 2), **FAR), 0.5), (Arg((1, 3, 2)), 1.0))
+    ),
     *(
         Case(
             "native_layer_norm",

@@ -13,8 +13,10 @@ from ranum.analysis.transfer.combinators import (
     bent,
     decreasing,
     early,
+    floating,
     increasing,
     shape_of,
+    working,
 )
 from ranum.analysis.transfer.elementwise import absolute, mul
 from ranum.analysis.transfer.registry import transfer
@@ -34,8 +36,10 @@ _MISH_LEAST = (-1.1924312145154952, -0.30884341301725040)
 
 @transfer("sigmoid")
 def sigmoid(x: Interval) -> Interval:
-    """1 / (1 + exp(-x)): rising, in [0, 1]."""
-    return increasing(torch.sigmoid, x, image=(0, 1))
+    """1 / (1 + exp(-x)): rising, in [0, 1]; 0 where exp(-x) overflows in some kernels."""
+    info = torch.finfo(working(floating(x)).dtype)
+    lost = info.smallest_normal / info.eps
+    return increasing(torch.sigmoid, x, image=(0, 1), absolute=lost)
 
 
 @transfer("log_sigmoid_forward")

@@ -67,6 +67,8 @@ def embedding_bag_backward(
     count = math.prod(indices.shape)
     if grad.is_empty_tensor or count == 0:
         return like(0.0, 0.0, shape, grad)
+    if grad.may_nan or (per_sample_weights is not None and per_sample_weights.may_nan):
+        return None
     size = Box.native(grad.merged()).peak
     if per_sample_weights is not None:
         size *= Box.native(per_sample_weights.merged()).peak

@@ -96,7 +96,9 @@ def upsample_aa(x: Interval, output_size: Sequence[int], **_: Any) -> Interval:
         return Interval.top(shape, x.dtype)
     box = Box.native(x.merged(keep=(0, 1)))
     size = box.magnitude * 2.25
-    return box.replaced(-size, size).rounded(64).interval(shape, x.dtype)
+    result = box.replaced(-size, size).rounded(64).interval(shape, x.dtype)
+    # Weights of both signs: what overflows on the way may meet its opposite.
+    return result if result.is_finite else Interval.top(shape, x.dtype)
 
 
 @transfer("_upsample_bilinear2d_aa_backward", "_upsample_bicubic2d_aa_backward", phase="backward")
