@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ranum.analysis.defects.base import DefectRule, Problem, Scene, defect_rule, is_float
-from ranum.analysis.graph import Node, Ref
+from ranum.analysis.defects.base import DefectRule, Problem, defect_rule, is_float
+from ranum.analysis.graph import Node
 from ranum.analysis.interval import Interval
 
 
@@ -21,14 +21,15 @@ class FullyMasked(DefectRule):
     have no element left; `logsumexp` of such a row in training, whose value is -inf and whose
     gradient is NaN. A mask that depends on float inputs or weights can leave nothing; one made
     of shapes, constants or integer inputs (causal, padding) is taken as recorded, and its rows
-    are looked at one by one.
+    are looked at one by one; where it is written by slices, the recorded step shows if it
+    leaves every row an element.
 
     Why it matters: exp(-inf - -inf) is NaN. One padded sequence of length 0, or one query
     that may attend to nothing, makes the whole batch's gradient NaN, also where its own output
     is thrown away.
 
     Known misses: an integer padding mask that leaves an element in the recorded batch may
-    leave none in another; -inf that is assigned to overlapping parts of a tensor.
+    leave none in another.
 
     Remedies: mask with the dtype's least number, torch.finfo(x.dtype).min, instead of -inf: the
     row is then uniform; `scaled_dot_product_attention`, which gives 0 for such a row; let
@@ -44,16 +45,6 @@ class FullyMasked(DefectRule):
     code: ClassVar[str] = "RN110"
     ops: ClassVar[frozenset[str]] = frozenset({"_softmax", "_log_softmax", "logsumexp"})
     is_about_result: ClassVar[bool] = True
-
-    def check_in(
-        self, scene: Scene, node: Node, arguments: Mapping[str, Any], result: Interval
-    ) -> Problem | None:
-        """As `check`; quiet where -inf was written in place, and it is not known where."""
-        problem = self.check(node, arguments, result)
-        reference = node.arguments["x"]
-        if problem is None or not isinstance(reference, Ref):
-            return problem
-        return None if _is_written_in_place(scene, reference.value) else problem
 
     def check(self, node: Node, arguments: Mapping[str, Any], result: Interval) -> Problem | None:
         """The maximum of a row can be -inf: seen as NaN, or for logsumexp as -inf."""
@@ -76,21 +67,3 @@ class FullyMasked(DefectRule):
             outcome="-Inf, and a NaN gradient" if is_sum else "NaN",
             remedy="mask with torch.finfo(x.dtype).min, or let every row keep an element",
         )
-
-
-_STEPS_BACK = 24
-
-
-def _is_written_in_place(scene: Scene, value: int) -> bool:
-    """True if the -inf comes out of a `join`: writes whose places are not recorded."""
-    pending, seen = [value], set[int]()
-    while pending and len(seen) < _STEPS_BACK:
-        number = pending.pop()
-        node, interval = scene.graph.producer(number), scene.interval(number)
-        if node is None or number in seen or interval is None or interval.low > -math.inf:
-            continue
-        seen.add(number)
-        if node.op == "join":
-            return True
-        pending += node.operands
-    return False

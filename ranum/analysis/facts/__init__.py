@@ -15,6 +15,7 @@ from ranum.analysis.facts import (  # noqa: F401 - they fill the table
     branches,
     differences,
     extremes,
+    fixed_masks,
     guards,
     masked,
     norms,
