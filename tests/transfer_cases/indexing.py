@@ -36,6 +36,10 @@ READS = [
         "masked_scatter",
         {"x": Arg((2, 3)), "mask": Arg((2, 3), dtype=torch.bool, exact=True), "source": Arg((6,))},
     ),
+    Case(  # both broadcast
+        "masked_scatter",
+        {"x": Arg((3,)), "mask": Arg((2, 3), dtype=torch.bool, exact=True), "source": Arg((6,))},
+    ),
     Case("index_select", {"x": TABLE, "dim": -1, "index": known(3, high=3)}),
     Case("index_select", {"x": TABLE, "dim": 0, "index": unknown(6, high=4)}),
     Case("gather", {"x": TABLE, "dim": 1, "index": known(3, 6, high=3)}),

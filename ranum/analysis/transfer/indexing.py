@@ -153,10 +153,13 @@ def masked_select(x: Interval, mask: Interval, shape: Sequence[int] | None = Non
 
 @transfer("masked_scatter")
 def masked_scatter(x: Interval, mask: Interval, source: Interval) -> Interval:
-    """Elements of the source, in order, where the mask holds; x elsewhere."""
+    """Elements of the source, in order, where the mask holds; x elsewhere, both broadcast."""
+    shape = tuple(torch.broadcast_shapes(x.shape, mask.shape))
+    if shape != x.shape:
+        x = Interval.between(x.lower, x.upper, shape, x.dtype, x.may_nan)
     if source.is_empty_tensor:
         return x
-    return union(x, _reshaped_hull(source, (1,) * len(x.shape)))
+    return union(x, _reshaped_hull(source, (1,) * len(shape)))
 
 
 @transfer("slice_scatter")
