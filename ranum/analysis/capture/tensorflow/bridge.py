@@ -54,6 +54,40 @@ def keras_backend() -> str:
     return name
 
 
+def custom_gradient(operation: Any) -> tuple[Any, list[int]] | None:
+    """The gradient that `tf.custom_gradient` registered for an operation, traced.
+
+    Returns:
+        A concrete function of the upstream gradients of all results, which captures tensors
+        of the operation's graph, and the operand each of its results belongs to; None if the
+        operation has no gradient of its own.
+    """
+    from tensorflow.python.framework import ops
+
+    kind = operation.node_def.attr["_gradient_op_type"].s.decode()
+    if not kind.startswith("CustomGradient-"):
+        return None
+    tf = tensorflow()
+    registered = ops.gradient_registry.lookup(kind)
+    places: list[int] = []
+
+    def gradient(*upstream: Any) -> list[Any]:
+        found = registered(operation, *upstream)
+        places[:] = [place for place, one in enumerate(found) if one is not None]
+        return [tf.convert_to_tensor(found[place]) for place in places]
+
+    specifications = [
+        tf.TensorSpec(
+            [] if result.dtype in (tf.resource, tf.variant) else result.shape,
+            tf.float32 if result.dtype in (tf.resource, tf.variant) else result.dtype,
+        )
+        for result in operation.outputs
+    ]
+    with operation.graph.as_default():
+        concrete = tf.function(gradient, autograph=False).get_concrete_function(*specifications)
+    return concrete, places
+
+
 def calls_with_training(model: Any) -> bool:
     """True if the model's `call` takes `training`, as Keras' own training step asks."""
     return bool(getattr(model, "_call_has_training_arg", True))

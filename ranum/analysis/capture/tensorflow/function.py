@@ -24,6 +24,22 @@ ARGUMENT = "_Argument"
 
 
 @dataclass(frozen=True, slots=True)
+class CustomGradient:
+    """The gradient that `tf.custom_gradient` gave to an operation.
+
+    Attributes:
+        function: Takes the upstream gradients of all results, then `captured`.
+        captured: What else it reads: names and positions of results of the forward function,
+            and values, of variables as they were when it was traced.
+        places: For each of its results, the operand it is the gradient of.
+    """
+
+    function: Function
+    captured: tuple[Any, ...]
+    places: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Operation:
     """One node of a TensorFlow graph.
 
@@ -34,6 +50,7 @@ class Operation:
         control: Numbers of operations that run before it, for their side effects.
         attributes: Plain Python values; tensors as torch's, types as TensorFlow's numbers.
         place: The user's line that made it, or the node's name.
+        gradient: Its own gradient, where it has one.
     """
 
     name: str
@@ -42,6 +59,7 @@ class Operation:
     control: tuple[int, ...] = ()
     attributes: Mapping[str, Any] = field(default_factory=dict)
     place: Source = UNKNOWN
+    gradient: CustomGradient | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +97,13 @@ class Function:
     results: tuple[Output, ...]
     whole: Plan
     pure: Plan
+
+    def numbered(self, name: str) -> int | None:
+        """The number of an operation, by its name."""
+        for number, operation in enumerate(self.operations):
+            if operation.name == name:
+                return number
+        return None
 
 
 Places = Callable[[str, str], Source]

@@ -18,6 +18,12 @@ def applied(function: Any, *operands: Any) -> Tensor:
     return result
 
 
+def applied_all(function: Any, *operands: Any) -> tuple[Tensor, ...]:
+    """The results of one of the functions below."""
+    results: tuple[Tensor, ...] = function.apply(*operands)
+    return results
+
+
 def summed_to(gradient: Tensor, shape: torch.Size) -> Tensor:
     """The gradient of an operand that was broadcast: summed over what was repeated."""
     return gradient if gradient.shape == shape else gradient.sum_to_size(shape)
@@ -240,6 +246,25 @@ class Reread(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         """The gradient of the variable."""
         return gradient, None
+
+
+class PassedOn(torch.autograd.Function):
+    """Operands as they are, with a gradient that somebody else computes."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Any, *operands: Tensor) -> tuple[Tensor, ...]:
+        """Any shapes; `gradient` takes the upstream gradients and returns the operands'."""
+        ctx.gradient = gradient
+        ctx.needed = [operand.dtype.is_floating_point for operand in operands]
+        results = tuple(operand.clone() for operand in operands)
+        ctx.mark_non_differentiable(*(one for one in results if not one.is_floating_point()))
+        return results
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        """Nothing for the gradient function itself, then one for each operand."""
+        found = ctx.gradient(upstream)
+        return (None, *(one if use else None for one, use in zip(found, ctx.needed, strict=True)))
 
 
 class EuclideanNorm(torch.autograd.Function):

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from ranum.analysis.capture.tensorflow.function import ARGUMENT, Function, Operation
-from ranum.analysis.capture.tensorflow.gradients import Reread, applied
+from ranum.analysis.capture.tensorflow.gradients import PassedOn, Reread, applied, applied_all
 from ranum.errors import ArgumentError
 from ranum.source import Source, located
 
@@ -147,10 +147,51 @@ class Machine:
             read = frozenset(
                 position for position in range(_MOST_RESULTS) if (number, position) in plan.read
             )
-            results[number] = self._carry_out(
-                Call(operation, known, read, number in plan.awaited, self), operands
-            )
+            call = Call(operation, known, read, number in plan.awaited, self)
+            if operation.gradient is None:
+                results[number] = self._carry_out(call, operands)
+            else:
+                results[number] = self._with_gradient(operation, operands, function, results)
         return tuple(results[source][position] for source, position in function.results)
+
+    def _with_gradient(
+        self,
+        operation: Operation,
+        operands: Sequence[Any],
+        function: Function,
+        results: Mapping[int, tuple[Any, ...]],
+    ) -> tuple[Any, ...]:
+        """An operation that passes its operands on, with a gradient of its own."""
+        own = operation.gradient
+        assert own is not None
+        captured = []
+        for one in own.captured:
+            if not isinstance(one, tuple):
+                captured.append(one)
+                continue
+            name, position = one
+            number = function.numbered(name)
+            if number is None or number not in results:
+                raise ArgumentError(
+                    f"target holds a custom gradient ({operation.name}) that reads {name}, which "
+                    "its function does not compute."
+                )
+            captured.append(without_tracking(results[number][position]))
+        tensors = [one.tensor if isinstance(one, Variable) else one for one in operands]
+
+        def gradient(upstream: Sequence[Tensor]) -> list[Tensor | None]:
+            found = self.run(own.function, [*upstream, *captured])
+            every: list[Tensor | None] = [None] * len(operands)
+            for place, one in zip(own.places, found, strict=True):
+                every[place] = one
+            return every
+
+        with located(operation.place):
+            passed = applied_all(PassedOn, gradient, *tensors)
+        return tuple(
+            given if isinstance(given, Variable) else one
+            for given, one in zip(operands, passed, strict=True)
+        )
 
     def _carry_out(self, call: Call, operands: Sequence[Any]) -> tuple[Any, ...]:
         operation = call.operation
@@ -203,6 +244,11 @@ _VARYING = (
 def _is_fixed(kind: str) -> bool:
     """False for operators whose result may change though all their operands are constant."""
     return not any(part in kind for part in _VARYING)
+
+
+def without_tracking(value: Any) -> Any:
+    """The same values, cut off from the backward pass."""
+    return value.detach() if isinstance(value, Tensor) else value
 
 
 def truth(value: Any) -> bool:

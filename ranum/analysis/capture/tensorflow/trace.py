@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,10 +17,12 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from ranum.analysis.capture.program import Program
 from ranum.analysis.capture.tensorflow import bridge
 from ranum.analysis.capture.tensorflow.function import (
+    CustomGradient,
     Function,
     library_function,
     main_function,
 )
+from ranum.analysis.capture.tensorflow.machine import Variable
 from ranum.analysis.capture.tensorflow.program import Captured, make_program, one_loss
 from ranum.analysis.capture.tensorflow.values import from_array, to_array
 from ranum.errors import ArgumentError
@@ -206,7 +209,45 @@ def _functions(
         definition.signature.name: library_function(definition, places, bridge.operator)
         for definition in message.library.function
     }
+    main = _with_gradients(main, graph, owners, label, library)
+    for name, function in list(library.items()):
+        own = bridge.function_graph(graph, name)
+        if own is not None:
+            library[name] = _with_gradients(function, own, owners, label, library)
     return main, library
+
+
+def _with_gradients(
+    function: Function,
+    graph: Any,
+    owners: dict[tuple[int, str], str],
+    label: str,
+    library: dict[str, Function],
+) -> Function:
+    """The function with the gradients that `tf.custom_gradient` gave its operations."""
+    by_name = {operation.name: operation for operation in graph.get_operations()}
+    operations = list(function.operations)
+    for number, operation in enumerate(operations):
+        if operation.type != "IdentityN" or operation.name not in by_name:
+            continue
+        traced_gradient = bridge.custom_gradient(by_name[operation.name])
+        if traced_gradient is None:
+            continue
+        concrete, places = traced_gradient
+        body, called_functions = _functions(concrete.graph, owners, label)
+        library.update(called_functions)
+        captured = tuple(_outer(outer, concrete) for outer, _ in concrete.graph.captures)
+        gradient = CustomGradient(body, captured, tuple(places))
+        operations[number] = replace(operation, gradient=gradient)
+    return replace(function, operations=tuple(operations))
+
+
+def _outer(outer: Any, concrete: Any) -> Any:
+    """What a gradient captures: a result of its forward function, or a value."""
+    if type(outer).__name__ != "EagerTensor":
+        return outer.op.name, outer.value_index
+    found = _captured(outer, concrete, {}, None)
+    return Variable(found.name, found.value) if found.is_variable else found.value
 
 
 class _Places:

@@ -245,6 +245,37 @@ def test_a_gradient_inside_the_loss_is_analysed():
     }
 
 
+@tf.custom_gradient
+def clipped_gradient(x):
+    return tf.identity(x), lambda upstream: tf.clip_by_value(upstream, -0.1, 0.1)
+
+
+@tf.custom_gradient
+def doubled(x):
+    y = tf.exp(x)
+
+    def gradient(upstream):
+        return upstream * y * 2.0
+
+    return y, gradient
+
+
+@pytest.mark.parametrize("function", [clipped_gradient, doubled, tf.nn.silu])
+@pytest.mark.parametrize("wrap", [lambda f: f, tf.function])
+def test_custom_gradients_are_followed(function, wrap):
+    weight = tf.Variable([1.0, 2.0])
+
+    def step(x):
+        return tf.reduce_sum(tf.square(function(x * weight)))
+
+    x = tf.constant([0.3, -0.4])
+    with tf.GradientTape() as tape:
+        loss = step(x)
+    own_loss, own = run(program_of(wrap(step), x))
+    np.testing.assert_allclose(own_loss, loss, rtol=1e-5)
+    np.testing.assert_allclose(own["Variable"], tape.gradient(loss, weight), rtol=1e-5)
+
+
 def test_what_is_assigned_before_is_read_after():
     weight = tf.Variable([2.0, -3.0])
 
