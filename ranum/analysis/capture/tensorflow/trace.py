@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -194,9 +194,12 @@ def _captured(
 
 
 def _functions(
-    graph: Any, owners: dict[tuple[int, str], str], label: str
+    graph: Any,
+    owners: dict[tuple[int, str], str],
+    label: str,
+    known: Collection[str] = (),
 ) -> tuple[Function, dict[str, Function]]:
-    """The main function of a traced graph, and those it calls."""
+    """The main function of a traced graph, and those it calls that are not known yet."""
     message = graph.as_graph_def()
     places = _Places(graph, owners, label)
     main = main_function(
@@ -208,12 +211,13 @@ def _functions(
     library = {
         definition.signature.name: library_function(definition, places, bridge.operator)
         for definition in message.library.function
+        if definition.signature.name not in known
     }
-    main = _with_gradients(main, graph, owners, label, library)
+    main = _with_gradients(main, graph, owners, label, library, known)
     for name, function in list(library.items()):
         own = bridge.function_graph(graph, name)
         if own is not None:
-            library[name] = _with_gradients(function, own, owners, label, library)
+            library[name] = _with_gradients(function, own, owners, label, library, known)
     return main, library
 
 
@@ -223,6 +227,7 @@ def _with_gradients(
     owners: dict[tuple[int, str], str],
     label: str,
     library: dict[str, Function],
+    known: Collection[str],
 ) -> Function:
     """The function with the gradients that `tf.custom_gradient` gave its operations."""
     by_name = {operation.name: operation for operation in graph.get_operations()}
@@ -234,7 +239,7 @@ def _with_gradients(
         if traced_gradient is None:
             continue
         concrete, places = traced_gradient
-        body, called_functions = _functions(concrete.graph, owners, label)
+        body, called_functions = _functions(concrete.graph, owners, label, {*library, *known})
         library.update(called_functions)
         captured = tuple(_outer(outer, concrete) for outer, _ in concrete.graph.captures)
         gradient = CustomGradient(body, captured, tuple(places))
