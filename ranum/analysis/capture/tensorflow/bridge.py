@@ -88,6 +88,13 @@ def custom_gradient(operation: Any) -> tuple[Any, list[int]] | None:
     return concrete, places
 
 
+def is_eager(tensor: Any) -> bool:
+    """True for a tensor with values, False for a result of a graph's operation."""
+    from tensorflow.python.framework import ops
+
+    return isinstance(tensor, ops.EagerTensor)
+
+
 def calls_with_training(model: Any) -> bool:
     """True if the model's `call` takes `training`, as Keras' own training step asks."""
     return bool(getattr(model, "_call_has_training_arg", True))

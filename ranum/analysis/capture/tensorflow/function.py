@@ -29,14 +29,16 @@ class CustomGradient:
 
     Attributes:
         function: Takes the upstream gradients of all results, then `captured`.
-        captured: What else it reads: names and positions of results of the forward function,
-            and values, of variables as they were when it was traced.
+        captured: What else it reads: values, of variables as they were when it was traced, or
+            None for the next one of the operands that the operation has beyond `passed`.
         places: For each of its results, the operand it is the gradient of.
+        passed: Number of operands that the operation passes on.
     """
 
     function: Function
     captured: tuple[Any, ...]
     places: tuple[int, ...]
+    passed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,7 @@ class Function:
         whole: What runs where somebody waits for its side effects: assignments, say.
         pure: What its results need. A training step that returns its loss leaves out the
             gradients and the optimizer that way.
+        effects: Numbers of the operations that run for their side effects alone.
     """
 
     name: str
@@ -97,13 +100,11 @@ class Function:
     results: tuple[Output, ...]
     whole: Plan
     pure: Plan
+    effects: tuple[int, ...] = ()
 
-    def numbered(self, name: str) -> int | None:
-        """The number of an operation, by its name."""
-        for number, operation in enumerate(self.operations):
-            if operation.name == name:
-                return number
-        return None
+    def having(self, operations: Sequence[Operation]) -> Function:
+        """The function with other operations in the place of its own, number by number."""
+        return _function(self.name, operations, self.arguments, self.results, self.effects)
 
 
 Places = Callable[[str, str], Source]
@@ -207,6 +208,7 @@ def _function(
         tuple(results),
         whole=_plan(operations, results, effects),
         pure=_plan(operations, results, None),
+        effects=tuple(effects),
     )
 
 

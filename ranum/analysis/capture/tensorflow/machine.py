@@ -13,7 +13,12 @@ from typing import Any
 
 from torch import Tensor
 
-from ranum.analysis.capture.tensorflow.function import ARGUMENT, Function, Operation
+from ranum.analysis.capture.tensorflow.function import (
+    ARGUMENT,
+    CustomGradient,
+    Function,
+    Operation,
+)
 from ranum.analysis.capture.tensorflow.gradients import PassedOn, Reread, applied, applied_all
 from ranum.errors import ArgumentError
 from ranum.source import Source, located
@@ -151,32 +156,18 @@ class Machine:
             if operation.gradient is None:
                 results[number] = self._carry_out(call, operands)
             else:
-                results[number] = self._with_gradient(operation, operands, function, results)
+                results[number] = self._with_gradient(operation, operation.gradient, operands)
         return tuple(results[source][position] for source, position in function.results)
 
     def _with_gradient(
         self,
         operation: Operation,
+        own: CustomGradient,
         operands: Sequence[Any],
-        function: Function,
-        results: Mapping[int, tuple[Any, ...]],
     ) -> tuple[Any, ...]:
         """An operation that passes its operands on, with a gradient of its own."""
-        own = operation.gradient
-        assert own is not None
-        captured = []
-        for one in own.captured:
-            if not isinstance(one, tuple):
-                captured.append(one)
-                continue
-            name, position = one
-            number = function.numbered(name)
-            if number is None or number not in results:
-                raise ArgumentError(
-                    f"target holds a custom gradient ({operation.name}) that reads {name}, which "
-                    "its function does not compute."
-                )
-            captured.append(without_tracking(results[number][position]))
+        operands, read = operands[: own.passed], iter(operands[own.passed :])
+        captured = [without_tracking(next(read)) if one is None else one for one in own.captured]
         tensors = [one.tensor if isinstance(one, Variable) else one for one in operands]
 
         def gradient(upstream: Sequence[Tensor]) -> list[Tensor | None]:

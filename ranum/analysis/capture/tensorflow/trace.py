@@ -198,8 +198,14 @@ def _functions(
     owners: dict[tuple[int, str], str],
     label: str,
     known: Collection[str] = (),
+    *,
+    gradients: bool = True,
 ) -> tuple[Function, dict[str, Function]]:
-    """The main function of a traced graph, and those it calls that are not known yet."""
+    """The main function of a traced graph, and those it calls that are not known yet.
+
+    Custom gradients inside of a custom gradient matter to second derivatives only, and a linear
+    operation's may be the operation itself, without end: `gradients` is False there.
+    """
     message = graph.as_graph_def()
     places = _Places(graph, owners, label)
     main = main_function(
@@ -213,11 +219,14 @@ def _functions(
         for definition in message.library.function
         if definition.signature.name not in known
     }
-    main = _with_gradients(main, graph, owners, label, library, known)
-    for name, function in list(library.items()):
+    if not gradients:
+        return main, library
+    forward = list(library.items())
+    main = _with_gradients(main, graph, owners, label, library)
+    for name, function in forward:
         own = bridge.function_graph(graph, name)
         if own is not None:
-            library[name] = _with_gradients(function, own, owners, label, library, known)
+            library[name] = _with_gradients(function, own, owners, label, library)
     return main, library
 
 
@@ -227,10 +236,15 @@ def _with_gradients(
     owners: dict[tuple[int, str], str],
     label: str,
     library: dict[str, Function],
-    known: Collection[str],
 ) -> Function:
     """The function with the gradients that `tf.custom_gradient` gave its operations."""
     by_name = {operation.name: operation for operation in graph.get_operations()}
+    numbers = {operation.name: number for number, operation in enumerate(function.operations)}
+    numbers |= {
+        tensor.op.name: number
+        for tensor, number in zip(graph.inputs, function.arguments, strict=False)
+    }
+    inner = {id(outer): tensor for outer, tensor in graph.captures}
     operations = list(function.operations)
     for number, operation in enumerate(operations):
         if operation.type != "IdentityN" or operation.name not in by_name:
@@ -239,18 +253,28 @@ def _with_gradients(
         if traced_gradient is None:
             continue
         concrete, places = traced_gradient
-        body, called_functions = _functions(concrete.graph, owners, label, {*library, *known})
+        body, called_functions = _functions(concrete.graph, owners, label, library, gradients=False)
         library.update(called_functions)
-        captured = tuple(_outer(outer, concrete) for outer, _ in concrete.graph.captures)
-        gradient = CustomGradient(body, captured, tuple(places))
-        operations[number] = replace(operation, gradient=gradient)
-    return replace(function, operations=tuple(operations))
+        captured, read = [], []
+        for outer, _ in concrete.graph.captures:
+            tensor = inner.get(id(outer), outer)
+            if bridge.is_eager(tensor):
+                captured.append(_value(tensor, concrete))
+            else:
+                captured.append(None)
+                read.append((numbers[tensor.op.name], tensor.value_index))
+        passed = len(operation.inputs)
+        operations[number] = replace(
+            operation,
+            inputs=(*operation.inputs, *read),
+            gradient=CustomGradient(body, tuple(captured), tuple(places), passed),
+        )
+    changed = any(one.gradient is not None for one in operations)
+    return function.having(operations) if changed else function
 
 
-def _outer(outer: Any, concrete: Any) -> Any:
-    """What a gradient captures: a result of its forward function, or a value."""
-    if type(outer).__name__ != "EagerTensor":
-        return outer.op.name, outer.value_index
+def _value(outer: Any, concrete: Any) -> Any:
+    """What a gradient reads and its forward function does not: a variable or a constant."""
     found = _captured(outer, concrete, {}, None)
     return Variable(found.name, found.value) if found.is_variable else found.value
 

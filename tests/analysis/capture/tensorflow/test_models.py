@@ -260,13 +260,40 @@ def doubled(x):
     return y, gradient
 
 
-@pytest.mark.parametrize("function", [clipped_gradient, doubled, tf.nn.silu])
+@tf.custom_gradient
+def rounded(x):
+    steepness = tf.sigmoid(x)  # nothing but the gradient reads it
+
+    def gradient(upstream):
+        return upstream * steepness
+
+    return tf.round(x), gradient
+
+
+@tf.custom_gradient
+def reversed_gradient(x):
+    """Its gradient is the function itself, as that of a sum over devices is."""
+    return tf.identity(x), lambda upstream: -reversed_gradient(upstream)
+
+
+GAIN = tf.Variable([0.5, 3.0], trainable=False)
+
+
+@tf.custom_gradient
+def gained(x):
+    return tf.identity(x), lambda upstream: upstream * GAIN
+
+
+CUSTOM = [clipped_gradient, doubled, rounded, reversed_gradient, gained, tf.nn.silu]
+
+
+@pytest.mark.parametrize("function", CUSTOM)
 @pytest.mark.parametrize("wrap", [lambda f: f, tf.function])
 def test_custom_gradients_are_followed(function, wrap):
     weight = tf.Variable([1.0, 2.0])
 
     def step(x):
-        return tf.reduce_sum(tf.square(function(x * weight)))
+        return tf.reduce_sum(tf.square(1.5 + wrap(function)(x * weight)))
 
     x = tf.constant([0.3, -0.4])
     with tf.GradientTape() as tape:
