@@ -13,6 +13,9 @@ from typing import Any
 
 from ranum.errors import MissingExtraError
 
+CUSTOM_GRADIENT = "CustomGradient-"
+"""How the types begin under which `tf.custom_gradient` registers gradients."""
+
 
 def tensorflow() -> Any:
     """The module.
@@ -60,15 +63,18 @@ def custom_gradient(operation: Any) -> tuple[Any, list[int]] | None:
     Returns:
         A concrete function of the upstream gradients of all results, which captures tensors
         of the operation's graph, and the operand each of its results belongs to; None if the
-        operation has no gradient of its own.
+        operation has no gradient of its own, or one that is not in this process.
     """
     from tensorflow.python.framework import ops
 
     kind = operation.node_def.attr["_gradient_op_type"].s.decode()
-    if not kind.startswith("CustomGradient-"):
+    if not kind.startswith(CUSTOM_GRADIENT):
         return None
     tf = tensorflow()
-    registered = ops.gradient_registry.lookup(kind)
+    try:
+        registered = ops.gradient_registry.lookup(kind)
+    except LookupError:  # loaded from a file that does not hold it
+        return None
     places: list[int] = []
 
     def gradient(*upstream: Any) -> list[Any]:

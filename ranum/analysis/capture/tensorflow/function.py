@@ -63,6 +63,13 @@ class Operation:
     place: Source = UNKNOWN
     gradient: CustomGradient | None = None
 
+    @property
+    def has_unread_gradient(self) -> bool:
+        """True if it has a gradient of its own that could not be read: in a file, say."""
+        kind = str(self.attributes.get("_gradient_op_type") or "")
+        passes_on = self.type == "IdentityN" and kind.startswith(bridge.CUSTOM_GRADIENT)
+        return passes_on and self.gradient is None
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:

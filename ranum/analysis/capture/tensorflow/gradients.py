@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ranum.analysis.capture.opaque import opaque
+
 
 def applied(function: Any, *operands: Any) -> Tensor:
     """The result of one of the functions below."""
@@ -22,6 +24,11 @@ def applied_all(function: Any, *operands: Any) -> tuple[Tensor, ...]:
     """The results of one of the functions below."""
     results: tuple[Tensor, ...] = function.apply(*operands)
     return results
+
+
+def differentiable(tensor: Tensor) -> bool:
+    """True for numbers that can have a gradient."""
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def summed_to(gradient: Tensor, shape: torch.Size) -> Tensor:
@@ -255,9 +262,9 @@ class PassedOn(torch.autograd.Function):
     def forward(ctx: Any, gradient: Any, *operands: Tensor) -> tuple[Tensor, ...]:
         """Any shapes; `gradient` takes the upstream gradients and returns the operands'."""
         ctx.gradient = gradient
-        ctx.needed = [operand.dtype.is_floating_point for operand in operands]
+        ctx.needed = [differentiable(operand) for operand in operands]
         results = tuple(operand.clone() for operand in operands)
-        ctx.mark_non_differentiable(*(one for one in results if not one.is_floating_point()))
+        ctx.mark_non_differentiable(*(one for one in results if not differentiable(one)))
         return results
 
     @staticmethod
@@ -265,6 +272,26 @@ class PassedOn(torch.autograd.Function):
         """Nothing for the gradient function itself, then one for each operand."""
         found = ctx.gradient(upstream)
         return (None, *(one if use else None for one, use in zip(found, ctx.needed, strict=True)))
+
+
+class UnreadGradient(torch.autograd.Function):
+    """Operands as they are; their gradient is an operator that the analysis lists as unknown."""
+
+    @staticmethod
+    def forward(ctx: Any, *operands: Tensor) -> tuple[Tensor, ...]:
+        """Any shapes."""
+        results = tuple(operand.clone() for operand in operands)
+        ctx.exact = [not differentiable(operand) for operand in operands]
+        ctx.mark_non_differentiable(*(one for one in results if not differentiable(one)))
+        return results
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        """Numbers of the right shapes; nothing is known of them."""
+        found = opaque(
+            "tf.custom_gradient", lambda *given: [one.clone() for one in given], upstream
+        )
+        return tuple(None if exact else one for one, exact in zip(found, ctx.exact, strict=True))
 
 
 class EuclideanNorm(torch.autograd.Function):

@@ -19,7 +19,13 @@ from ranum.analysis.capture.tensorflow.function import (
     Function,
     Operation,
 )
-from ranum.analysis.capture.tensorflow.gradients import PassedOn, Reread, applied, applied_all
+from ranum.analysis.capture.tensorflow.gradients import (
+    PassedOn,
+    Reread,
+    UnreadGradient,
+    applied,
+    applied_all,
+)
 from ranum.errors import ArgumentError
 from ranum.source import Source, located
 
@@ -153,10 +159,13 @@ class Machine:
                 position for position in range(_MOST_RESULTS) if (number, position) in plan.read
             )
             call = Call(operation, known, read, number in plan.awaited, self)
-            if operation.gradient is None:
-                results[number] = self._carry_out(call, operands)
-            else:
+            if operation.gradient is not None:
                 results[number] = self._with_gradient(operation, operation.gradient, operands)
+            elif operation.has_unread_gradient:
+                with located(operation.place):
+                    results[number] = _passed_on(operands, UnreadGradient)
+            else:
+                results[number] = self._carry_out(call, operands)
         return tuple(results[source][position] for source, position in function.results)
 
     def _with_gradient(
@@ -168,7 +177,6 @@ class Machine:
         """An operation that passes its operands on, with a gradient of its own."""
         operands, read = operands[: own.passed], iter(operands[own.passed :])
         captured = [without_tracking(next(read)) if one is None else one for one in own.captured]
-        tensors = [one.tensor if isinstance(one, Variable) else one for one in operands]
 
         def gradient(upstream: Sequence[Tensor]) -> list[Tensor | None]:
             found = self.run(own.function, [*upstream, *captured])
@@ -178,11 +186,7 @@ class Machine:
             return every
 
         with located(operation.place):
-            passed = applied_all(PassedOn, gradient, *tensors)
-        return tuple(
-            given if isinstance(given, Variable) else one
-            for given, one in zip(operands, passed, strict=True)
-        )
+            return _passed_on(operands, PassedOn, gradient)
 
     def _carry_out(self, call: Call, operands: Sequence[Any]) -> tuple[Any, ...]:
         operation = call.operation
@@ -235,6 +239,16 @@ _VARYING = (
 def _is_fixed(kind: str) -> bool:
     """False for operators whose result may change though all their operands are constant."""
     return not any(part in kind for part in _VARYING)
+
+
+def _passed_on(operands: Sequence[Any], function: Any, *arguments: Any) -> tuple[Any, ...]:
+    """The operands, handed through one of the functions of `gradients`; variables stay."""
+    tensors = [one.tensor if isinstance(one, Variable) else one for one in operands]
+    passed = applied_all(function, *arguments, *tensors)
+    return tuple(
+        given if isinstance(given, Variable) else one
+        for given, one in zip(operands, passed, strict=True)
+    )
 
 
 def without_tracking(value: Any) -> Any:

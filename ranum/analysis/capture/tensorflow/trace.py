@@ -253,11 +253,13 @@ def _with_gradients(
         if traced_gradient is None:
             continue
         concrete, places = traced_gradient
+        reads = [inner.get(id(outer), outer) for outer, _ in concrete.graph.captures]
+        if not all(bridge.is_eager(one) or one.op.name in numbers for one in reads):
+            continue
         body, called_functions = _functions(concrete.graph, owners, label, library, gradients=False)
         library.update(called_functions)
         captured, read = [], []
-        for outer, _ in concrete.graph.captures:
-            tensor = inner.get(id(outer), outer)
+        for tensor in reads:
             if bridge.is_eager(tensor):
                 captured.append(_value(tensor, concrete))
             else:
@@ -331,7 +333,7 @@ class _Places:
 
 def _user_frame(frames: Any) -> Any | None:
     """The innermost user's frame below the place where the analysis began to trace."""
-    for frame in reversed(list(frames)):
+    for frame in reversed(list(frames or ())):  # what was loaded from a file has none
         if frame.filename == _OWN_FILE:
             return None
         if is_user_file(frame.filename):

@@ -15,7 +15,7 @@ from ranum.cli import main
 from ranum.errors import ArgumentError
 from ranum.repair.clipping import fix
 
-from .steps import program_of
+from .steps import program_of, run
 
 X = np.random.default_rng(0).standard_normal((3, 6)).astype("f")
 SPECIFICATION = [tf.TensorSpec((None, 6), tf.float32, name="x")]
@@ -136,6 +136,43 @@ def test_numeric_operators_without_lowering_are_computed_and_unknown(tmp_path):
 
 
 # --- bad files and arguments ---------------------------------------------------------------
+
+
+@tf.custom_gradient
+def straight_through(x):
+    return tf.round(x), lambda upstream: upstream
+
+
+class Rounded(tf.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = tf.Variable([1.0, 2.0], name="weight")
+
+    @tf.function(input_signature=[tf.TensorSpec((2,), tf.float32, name="x")])
+    def __call__(self, x):
+        return tf.reduce_sum(tf.square(straight_through(self.weight * x)))
+
+
+def test_a_custom_gradient_in_a_file_leaves_the_analysis_incomplete(tmp_path):
+    tf.saved_model.save(Rounded(), str(tmp_path))
+    x = np.array([1.3, 2.3], "f")
+    analysis = analyze(tmp_path, x)
+    assert [unknown.op for unknown in analysis.unknowns] == ["tf.custom_gradient"]
+    assert analysis.unknowns[0].source.file == str(tmp_path)
+    assert analyze(tmp_path, x, backward=False).is_complete
+
+
+def test_a_loaded_custom_gradient_is_followed(tmp_path):
+    options = tf.saved_model.SaveOptions(experimental_custom_gradients=True)
+    tf.saved_model.save(Rounded(), str(tmp_path), options=options)
+    loaded = tf.saved_model.load(str(tmp_path))
+    x = tf.constant([1.3, 2.3])
+    with tf.GradientTape() as tape:
+        loss = loaded(x)
+    own_loss, own = run(program_of(loaded.__call__, x))
+    np.testing.assert_allclose(own_loss, loss)
+    np.testing.assert_allclose(own["weight"], tape.gradient(loss, loaded.weight), rtol=1e-6)
+    assert own["weight"].all()
 
 
 def test_a_folder_without_a_model(tmp_path):
