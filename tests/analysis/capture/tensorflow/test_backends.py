@@ -48,6 +48,7 @@ print("passed")
 """
 
 
+@pytest.mark.slow  # 15 s: another process imports Keras
 def test_on_torch_the_model_itself_is_recorded(tmp_path):
     script = tmp_path / "model.py"
     script.write_text(MODEL.strip() + "\n" + ON_TORCH)

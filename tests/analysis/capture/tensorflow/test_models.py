@@ -48,7 +48,7 @@ def test_cnn_has_tensorflows_loss_and_gradients(from_logits):
     assert_same_step(cnn(from_logits=from_logits), images(), LABELS)
 
 
-@pytest.mark.parametrize("weights", ["initial", "envelope"])
+@pytest.mark.parametrize("weights", [pytest.param("initial", marks=pytest.mark.slow), "envelope"])
 @pytest.mark.parametrize("from_logits", [True, False])
 def test_a_clean_cnn_has_no_defect(from_logits, weights):
     analysis = analyze(cnn(from_logits=from_logits, dropout=0.5), images(), LABELS, weights=weights)
@@ -124,7 +124,9 @@ def test_without_a_users_line_the_node_is_the_place():
     assert defect.source.expression.startswith("Log(")
 
 
-@pytest.mark.parametrize("make", [lambda: layers.LSTM(4), lambda: layers.GRU(4)])
+@pytest.mark.parametrize(
+    "make", [lambda: layers.LSTM(4), pytest.param(lambda: layers.GRU(4), marks=pytest.mark.slow)]
+)
 def test_recurrent_layers(make):
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((5, 3)), make(), layers.Dense(2)])
