@@ -23,7 +23,7 @@ from ranum.analysis.graph import Graph, Node, Ref, Value
 from ranum.analysis.interval import Interval, round_down, round_up
 from ranum.analysis.transfer import rule_for
 from ranum.analysis.transfer.registry import Rule, Twin
-from ranum.analysis.transfer.uniform import Pair, Unsure
+from ranum.analysis.transfer.uniform import Lost, Pair, Unsure
 
 GRADIENT_BOUND = 1.0
 """Upstream gradients are taken to lie in [-1, 1] when a backward operator is judged."""
@@ -331,6 +331,11 @@ def twin_intervals(
         return None
     try:
         outputs = _intervals(twin.function(values, **seen), values)
+    except Lost as lost:
+        if merged or len(values) != 1 or values[0] is None:
+            return None
+        value, nan = values[0], lost.may_nan
+        return [Interval.uniform(-math.inf, math.inf, value.shape, value.dtype, nan)]
     except (Unsure, ArithmeticError):
         return None
     if marks is not None:

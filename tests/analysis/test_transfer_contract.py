@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -9,7 +11,9 @@ from hypothesis import strategies as st
 from transfer_cases.harness import Arg, Case, N, Sketch, check, check_twin, tables
 
 import ranum.analysis.transfer as _table
+from ranum.analysis.graph import Value
 from ranum.analysis.interval import Interval
+from ranum.analysis.propagate import twin_intervals
 from ranum.analysis.transfer.registry import Twin, rule_for, rules, twins
 
 EXAMPLES = 16
@@ -146,6 +150,35 @@ def test_twins_contain_the_results_of_any_box(op, boxes, data):
         boxes = [Sketch(b.seed, min(b.radius, 3.0)) for b in boxes]
     rule = rule_for(op)
     check_twin(case, rule.twin, rule.function, boxes, dtype)
+
+
+_ENDS = (0.0, 1.0, -1.0, 5.0, 3e38, -3e38, 1e-40, -1e-30, 1e20)
+
+
+@pytest.mark.parametrize(
+    ("op", "names", "shapes"),
+    [
+        ("div", ("x", "other"), ((2, 3), (3,), (2, 3))),
+        ("mm", ("x", "mat2"), ((2, 3), (3, 4), (2, 4))),
+    ],
+)
+def test_a_twin_gives_up_on_what_the_rule_gives_up_on(op, names, shapes):
+    rule, lost = rule_for(op), 0
+    pairs = [(low, high) for low in _ENDS for high in _ENDS if low <= high]
+    values = [Value(index=0, shape=shapes[2], dtype=torch.float32, kind="result")]
+    for each in itertools.product(pairs, pairs):
+        bounds = [
+            Interval.full(*ends, shape, torch.float32)
+            for ends, shape in zip(each, shapes, strict=False)
+        ]
+        arguments = dict(zip(names, bounds, strict=True))
+        given = twin_intervals(rule.twin, arguments, values, whole=False)
+        if given is not None and not given[0].is_finite:
+            lost += 1
+            expected = rule.function(**arguments)
+            found = [(one.low, one.high, one.may_nan) for one in (given[0], expected)]
+            assert found[0] == found[1], each
+    assert lost > 50
 
 
 @pytest.mark.parametrize(

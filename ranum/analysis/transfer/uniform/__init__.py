@@ -20,9 +20,10 @@ from ranum.analysis.transfer.uniform import (
     normalization,
     reduction,
 )
-from ranum.analysis.transfer.uniform._scalar import Pair, Unsure
+from ranum.analysis.transfer.uniform._scalar import Lost, Pair, Unsure
 
 __all__ = [
+    "Lost",
     "Pair",
     "Unsure",
     "activation",

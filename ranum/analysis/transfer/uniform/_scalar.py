@@ -28,6 +28,18 @@ class Unsure(Exception):  # noqa: N818 - a way out, not a fault
     """The case is not ordinary; the transfer function decides."""
 
 
+class Lost(Unsure):
+    """The transfer function would give [-inf, inf], with NaN or not, for every result.
+
+    Attributes:
+        may_nan: If elements can be NaN.
+    """
+
+    def __init__(self, *, may_nan: bool = True) -> None:
+        super().__init__()
+        self.may_nan = may_nan
+
+
 def pair(x: Interval) -> Pair:
     """Both bounds."""
     return x.low, x.high

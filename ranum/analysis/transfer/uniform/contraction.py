@@ -10,11 +10,13 @@ from ranum.analysis.transfer._common import largest, smallest
 from ranum.analysis.transfer.contraction import product_error
 from ranum.analysis.transfer.registry import uniform
 from ranum.analysis.transfer.uniform._scalar import (
+    Lost,
     Pair,
     Unsure,
     count,
     outward,
     pair,
+    peak,
     product,
     same_dtype,
     size,
@@ -73,6 +75,8 @@ def _matrices(a: Interval, b: Interval) -> Pair:
     """`[..., N, K] @ [..., K, M]`; one of them may be known in full."""
     same_dtype(a, b)
     terms = a.shape[-1]
+    if a.is_uniform and b.is_uniform and peak(a) * peak(b) * terms > 4 * largest(a.dtype):
+        raise Lost
     if a.is_point and not a.is_uniform:
         return _summed(pair(b), a, terms, (-1,))
     return _summed(pair(a), b, terms, (-2,))

@@ -9,6 +9,7 @@ from ranum.analysis.interval import Interval
 from ranum.analysis.transfer.registry import uniform
 from ranum.analysis.transfer.uniform._scalar import (
     ULPS,
+    Lost,
     Operand,
     Pair,
     Unsure,
@@ -65,11 +66,13 @@ def mul(out: Outputs, x: Operand, other: Operand) -> Pair:
 
 @uniform("div", spreads=True)
 def div(out: Outputs, x: Operand, other: Operand, rounding_mode: str | None = None) -> Pair:
-    """Extremes at the corners, for a divisor that keeps its sign."""
+    """Extremes at the corners, for a divisor that keeps its sign; anything for others."""
     dtype = _floating(out)
     (a, b), (c, d) = seen(x, dtype), seen(other, dtype)
-    if rounding_mode is not None or c <= 0 <= d:
+    if rounding_mode is not None or c == d == 0:
         raise Unsure
+    if c <= 0 <= d:
+        raise Lost(may_nan=a <= 0 <= b)
     try:
         corners = (a / c, a / d, b / c, b / d)
     except OverflowError as error:
