@@ -52,7 +52,22 @@ def unit_eps(x: Tensor) -> Tensor:
     return x / (torch.linalg.vector_norm(x, dim=-1, keepdim=True) + 1e-8)
 
 
+def sum_of_softmax(x: Tensor) -> Tensor:
+    return x.softmax(-1).sum(-1)
+
+
+def sum_of_shares(x: Tensor) -> Tensor:
+    return shifted_softmax(x).sum(-1, keepdim=True)
+
+
+def sum_of_rows_of_shares(x: Tensor) -> Tensor:
+    return x.softmax(-1).sum() / x.shape[:-1].numel()
+
+
 FACTS = {
+    sum_of_softmax: lambda n: (1, 1),
+    sum_of_shares: lambda n: (1, 1),
+    sum_of_rows_of_shares: lambda n: (1, 1),
     shifted_softmax: lambda n: (0, 1),
     shift: lambda n: (-2e4, 0),
     sum_of_shifted: lambda n: (1, n),
@@ -95,10 +110,16 @@ def test_a_fact_holds_in_floating_point(function, dtype):
         assert bool((result <= interval.high).all()), data
 
 
+def whole_shares(e: Tensor) -> Tensor:
+    return torch.div(e, e.sum(-1, keepdim=True), rounding_mode="floor")
+
+
 LOOKALIKES = {
     "maximum over another dimension": lambda x: (x - x.amax(0, keepdim=True)).exp().sum(-1).log(),
     "maximum of something else": lambda x: (x - (2 * x).amax(-1, keepdim=True)).exp().sum(-1).log(),
     "variance of uncentred data": lambda x: torch.sqrt((x * x).mean(-1) - x.mean(-1) ** 2),
+    "shares of another dimension": lambda x: 1 / x.softmax(0).sum(-1),
+    "shares cut to whole numbers": lambda x: 1 / whole_shares(x.sigmoid() + 0.1).sum(-1),
     "norm of another tensor": lambda x: x / (x + 1).norm(dim=-1, keepdim=True),
     "no floor": lambda x: x / x.norm(dim=-1, keepdim=True),
 }

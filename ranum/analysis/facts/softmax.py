@@ -9,6 +9,7 @@ from ranum.analysis.facts._patterns import (
     Intervals,
     aligned,
     count_over,
+    exact_root,
     fact,
     made_by,
     operand_of,
@@ -96,7 +97,7 @@ def share_dims(graph: Graph, node: Node, intervals: Intervals) -> tuple[int, ...
     if node.op == "_softmax":
         x = operand_of(graph, node, "x")
         return None if x is None else (node.arguments["dim"] % len(graph.values[x].shape),)
-    if node.op != "div":
+    if node.op != "div" or node.arguments.get("rounding_mode") is not None:
         return None
     part, whole = operand_of(graph, node, "x"), operand_of(graph, node, "other")
     if part is None or whole is None or intervals[part].low < 0 or intervals[whole].low <= 0:
@@ -106,6 +107,38 @@ def share_dims(graph: Graph, node: Node, intervals: Intervals) -> tuple[int, ...
         return None
     dims = reduced_dims(total, len(graph.values[part].shape))
     return dims if aligned(graph, whole, part, dims) and intervals[whole].is_finite else None
+
+
+@fact("sum")
+def _whole_of_shares(graph: Graph, node: Node, intervals: Intervals, result: Interval) -> Interval:
+    """Shares add up to 1, rows of them to the number of rows.
+
+    Numerator and denominator hold the same exponentials, so what is left is the rounding of
+    sums and quotients, and shares or terms so small that they are flushed to 0.
+    """
+    operand = operand_of(graph, node, "x")
+    if operand is None or intervals[operand].may_nan:
+        return result
+    shares = exact_root(graph, operand)
+    made, shape = graph.producer(shares), graph.values[shares].shape
+    among = None if made is None else share_dims(graph, made, intervals)
+    dims = reduced_dims(node, len(shape))
+    if made is None or among is None or not set(among) <= set(dims) or 0 in shape or not shape:
+        return result
+    dtype, terms = graph.values[shares].dtype, count_over(shape, among)
+    slack = gamma(terms + 16, torch.float32) + 16 * unit_roundoff(dtype) + terms * _tiny(dtype)
+    whole = operand_of(graph, made, "other")
+    if whole is not None:
+        least = graph.values[whole].dtype
+        if not least.is_floating_point:
+            return result
+        slack += 16 * unit_roundoff(least) + terms * _tiny(least) / intervals[whole].low
+    count = count_over(shape, dims)
+    slack += sum_slack(count, result.dtype)
+    rows = count // terms
+    if not slack < 1 or rows * (1 + slack) >= torch.finfo(result.dtype).max:
+        return result
+    return result.intersect(rows * (1 - slack), rows * (1 + slack))
 
 
 @fact("sum")
