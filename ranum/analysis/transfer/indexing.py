@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ranum.analysis.interval import MERGE_ABOVE, Interval, unit_roundoff
+from ranum.analysis.transfer._common import broadcast_shapes
 from ranum.analysis.transfer.combinators import Operand, is_known, may_nan, shape_of, union
 from ranum.analysis.transfer.layout import expand, expanded, moved, reshape, resized, unmerged
 from ranum.analysis.transfer.registry import transfer
@@ -154,7 +155,7 @@ def masked_select(x: Interval, mask: Interval, shape: Sequence[int] | None = Non
 @transfer("masked_scatter")
 def masked_scatter(x: Interval, mask: Interval, source: Interval) -> Interval:
     """Elements of the source, in order, where the mask holds; x elsewhere, both broadcast."""
-    shape = tuple(torch.broadcast_shapes(x.shape, mask.shape))
+    shape = broadcast_shapes(x.shape, mask.shape)
     if shape != x.shape:
         x = Interval.between(x.lower, x.upper, shape, x.dtype, x.may_nan)
     if source.is_empty_tensor:
