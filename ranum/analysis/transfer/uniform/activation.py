@@ -70,7 +70,8 @@ def sigmoid_backward(out: Outputs, grad_output: Interval, output: Interval) -> P
     low, high = pair(output)
     if low < 0 or high > 1:
         raise Unsure
-    return _sloped(grad_output, (min(low * (1 - low), high * (1 - high)), 0.26))
+    slope = outward((min(low * (1 - low), high * (1 - high)), high * (1 - low)), output.dtype)
+    return _sloped(grad_output, (slope[0], min(slope[1], 0.26)))
 
 
 @uniform("tanh_backward", spreads=True)
