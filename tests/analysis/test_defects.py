@@ -409,3 +409,19 @@ def test_a_stock_model_raises_no_alarm_and_contains_what_happened(name, weights)
             low, high = (float(end) for end in value.observed)
             assert interval.low <= low, (value, interval)
             assert high <= interval.high, (value, interval)
+
+
+@pytest.mark.parametrize("width", [64, 128])
+def test_attention_of_wide_heads_raises_no_alarm(width):
+    """Logits of ordinary operands reach 5e5; the rounding of those is no infinite gradient."""
+    mixed = torch.nn.Linear(2 * width, 6 * width)
+    norm = torch.nn.LayerNorm(2 * width)
+
+    def step(x):
+        query, key, value = mixed(norm(x)).view(2, 16, 3, 2, width).permute(2, 0, 3, 1, 4)
+        attended = torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, is_causal=True
+        )
+        return attended.square().mean()
+
+    assert analyze(step, torch.randn(2, 16, 2 * width)).defects == ()

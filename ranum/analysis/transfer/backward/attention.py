@@ -41,15 +41,15 @@ def _attention_backward(
     error = sum_error(terms + 64, logits.dtype) + 64 * unit
     logit_error = sum_error(width + 64, logits.dtype) + 64 * logit_unit(query.dtype)
     size = max(abs(logits.high), 0.0 if math.isinf(logits.low) else abs(logits.low))
-    exponent = 4 * logit_error * (size + math.log(max(keys, 1)) + 1)
+    exponent = 2 * logit_error * (size + math.log(max(keys, 1)) + 1)  # then and now
     exponent += sum_error(keys + 64, logits.dtype)  # of log sum exp
     if not finite or logits.may_nan or exponent > 80:
         top = logits.constant(-math.inf, math.inf).with_nan()
         boxes = (top, top, top, top)
     else:
         weight = math.exp(exponent) * (1 + 4 * error)
-        to_logits = 2 * features * g * v * weight * weight * keep
-        to_query = to_logits * k * factor * weight
+        to_logits = 2 * features * g * v * weight * keep
+        to_query = to_logits * k * factor * (1 + 4 * error)
         to_key = rows * heads * to_logits * q * factor
         to_value = rows * heads * g * weight * keep
         sizes = (to_query, to_key, to_value, to_logits)

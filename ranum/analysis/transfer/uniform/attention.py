@@ -83,13 +83,13 @@ def flash_attention_backward(
     error = sum_error(width + features + rows * heads + keys + 64, dtype)
     error += 64 * unit_roundoff(query.dtype)
     of_logits = sum_error(width + 64, dtype) + 64 * logit_unit(query.dtype)
-    exponent = 4 * of_logits * (top + math.log(max(keys, 1)) + 1) + sum_error(keys + 64, dtype)
+    exponent = 2 * of_logits * (top + math.log(max(keys, 1)) + 1) + sum_error(keys + 64, dtype)
     if exponent > 80:
         raise Unsure
     weight = math.exp(exponent) * (1 + 4 * error)
-    to_logits = 2 * features * g * v * weight * weight
+    to_logits = 2 * features * g * v * weight
     sizes = (
-        to_logits * k * factor * weight,
+        to_logits * k * factor * (1 + 4 * error),
         rows * heads * to_logits * q * factor,
         rows * heads * g * weight,
     )
