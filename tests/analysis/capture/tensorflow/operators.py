@@ -266,6 +266,12 @@ add("Pad", {"input": CUBE}, fixed={"paddings": PADS})
 add("PadV2", {"input": CUBE}, fixed={"paddings": PADS, "constant_values": np.float32(3)})
 for mode in ("REFLECT", "SYMMETRIC"):
     add("MirrorPad", {"input": CUBE}, fixed={"paddings": PADS}, attributes={"mode": mode})
+    add(
+        "MirrorPadGrad",
+        {"input": normal(2, 6, 6)},
+        fixed={"paddings": PADS},
+        attributes={"mode": mode},
+    )
 add("ReverseV2", {"tensor": CUBE}, fixed={"axis": ints(0, -1)})
 add(
     "ReverseSequence",
@@ -443,6 +449,33 @@ for size in (7, 8):
                 attributes={"strides": [1, stride, stride, 1], "padding": padding},
                 gradients=False,
             )
+            window = {"ksize": [1, 3, 2, 1], "strides": [1, stride, stride, 1], "padding": padding}
+            pooled = raw.MaxPool(input=normal(2, size, 6, 3), **window).numpy()
+            around = {"orig_input": normal(2, size, 6, 3), "orig_output": pooled}
+            add(
+                "MaxPoolGrad",
+                {"grad": normal(*pooled.shape, seed=1)},
+                fixed=around,
+                attributes=window,
+            )
+            add(
+                "MaxPoolGradGrad",
+                {"grad": normal(2, size, 6, 3, seed=1)},
+                fixed=around,
+                attributes=window,
+            )
+            add(
+                "AvgPoolGrad",
+                {"grad": normal(*pooled.shape, seed=1)},
+                fixed={"orig_input_shape": ints(2, size, 6, 3)},
+                attributes=window,
+            )
+            add(
+                "DepthwiseConv2dNativeBackpropFilter",
+                {"input": normal(2, size, 6, 4), "out_backprop": normal(2, *output, 8)},
+                fixed={"filter_sizes": ints(3, 2, 4, 2)},
+                attributes={"strides": [1, stride, stride, 1], "padding": padding},
+            )
 add(
     "MaxPool",
     {"input": np.zeros((1, 4, 4, 1), "f")},
@@ -478,6 +511,33 @@ add(
     {"input": normal(1, 5, 6, 7, 2)},
     attributes={"ksize": [1, 2, 2, 2, 1], "strides": [1, 2, 2, 2, 1], "padding": "SAME"},
 )
+CUBES = {"ksize": [1, 2, 2, 2, 1], "strides": [1, 2, 2, 2, 1], "padding": "SAME"}
+POOLED = raw.MaxPool3D(input=normal(1, 5, 6, 7, 2), **CUBES).numpy()
+add(
+    "MaxPool3DGrad",
+    {"grad": normal(*POOLED.shape, seed=1)},
+    fixed={"orig_input": normal(1, 5, 6, 7, 2), "orig_output": POOLED},
+    attributes=CUBES,
+)
+add(
+    "MaxPool3DGradGrad",
+    {"grad": normal(1, 5, 6, 7, 2, seed=1)},
+    fixed={"orig_input": normal(1, 5, 6, 7, 2), "orig_output": POOLED},
+    attributes=CUBES,
+)
+add(
+    "AvgPool3DGrad",
+    {"grad": normal(*POOLED.shape, seed=1)},
+    fixed={"orig_input_shape": ints(1, 5, 6, 7, 2)},
+    attributes=CUBES,
+)
+add(
+    "Conv3DBackpropFilterV2",
+    {"input": normal(1, 5, 6, 7, 2), "out_backprop": normal(1, 3, 6, 7, 3)},
+    fixed={"filter_sizes": ints(3, 2, 2, 2, 3)},
+    attributes={"strides": [1, 2, 1, 1, 1], "padding": "SAME"},
+    gradients=False,
+)
 add(
     "Cholesky",
     {"input": (SQUARE @ SQUARE.transpose(0, 2, 1) + 4 * np.eye(4)).astype("f")},
@@ -510,16 +570,31 @@ add(
     {"features": LOGITS, "labels": np.eye(5, dtype="f")[:4]},
     gradients=False,
 )
+BATCH = normal(4, 3, 3, 2)
 for training in (True, False):
     add(
         "FusedBatchNormV3",
-        {"x": normal(4, 3, 3, 2), "scale": normal(2), "offset": normal(2, seed=1)},
+        {"x": BATCH, "scale": normal(2), "offset": normal(2, seed=1)},
         fixed={"mean": normal(2, seed=2), "variance": uniform(2, low=1, high=2)},
         attributes={"is_training": training, "epsilon": 1e-3},
         outputs=slice(1),
         tolerance=1e-4,
     )
+    add(
+        "FusedBatchNormGradV3",
+        {"y_backprop": normal(4, 3, 3, 2, seed=3), "x": BATCH, "scale": normal(2)},
+        fixed={
+            "reserve_space_1": BATCH.mean((0, 1, 2)),
+            "reserve_space_2": BATCH.var((0, 1, 2)),
+            "reserve_space_3": floats(),
+        },
+        attributes={"is_training": training, "epsilon": 1e-3},
+        outputs=slice(3),
+        tolerance=1e-4,
+    )
 add("LRN", {"input": normal(2, 2, 2, 7)}, tolerance=1e-4)
+CHANNELS = {"input_image": normal(2, 2, 2, 7), "output_image": normal(2, 2, 2, 7, seed=1)}
+add("LRNGrad", {"input_grads": normal(2, 2, 2, 7, seed=2)}, fixed=CHANNELS, gradients=False)
 for name in ["Relu", "Relu6", "LeakyRelu", "Softplus", "Softsign"]:
     add(f"{name}Grad", {"gradients": normal(8), "features": TIES_X}, gradients=False)
 for name in ["Elu", "Selu"]:
@@ -533,3 +608,16 @@ for corners in ({}, {"align_corners": True}, {"half_pixel_centers": True}):
             attributes=corners,
         )
         add("ResizeBilinear", {"images": IMAGE}, fixed={"size": ints(*sizes)}, attributes=corners)
+        add(
+            "ResizeBilinearGrad",
+            {"grads": normal(2, *sizes, 8)},
+            fixed={"original_image": IMAGE},
+            attributes=corners,
+        )
+        add(
+            "ResizeNearestNeighborGrad",
+            {"grads": normal(2, *sizes, 8)},
+            fixed={"size": ints(4, 6)},
+            attributes=corners,
+            gradients=False,
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ranum.analysis.capture.tensorflow.lowerings import (
+    backward,
     contraction,
     control,
     elementwise,
@@ -21,6 +22,7 @@ from ranum.analysis.capture.tensorflow.machine import Lowering
 def _table() -> dict[str, Lowering]:
     table: dict[str, Lowering] = {}
     for family in (
+        backward,
         contraction,
         control,
         elementwise,

@@ -186,21 +186,36 @@ def _transposed(
 
 
 def kernel_gradient(call: Call, x: Tensor, sizes: Tensor, gradient: Tensor) -> Tensor:
-    """`Conv2DBackpropFilter`: the gradient of the kernel."""
-    shape = integers(sizes)
-    x, y = to_torch(call, x), to_torch(call, gradient)
-    kernel = shape[:-2]
+    """`Conv2DBackpropFilter`: the gradient of the kernel `[..., C / groups, O]`."""
+    *kernel, per_group, outputs = integers(sizes)
+    x = to_torch(call, x)
+    weight = torch.zeros((outputs, per_group, *kernel), dtype=x.dtype)
+    found = _for_weight(call, x, weight, to_torch(call, gradient), x.shape[1] // per_group)
+    return found.movedim((0, 1), (-1, -2))
+
+
+def depthwise_kernel_gradient(call: Call, x: Tensor, sizes: Tensor, gradient: Tensor) -> Tensor:
+    """`DepthwiseConv2dNativeBackpropFilter`: the gradient of the kernel `[H, W, C, multiplier]`."""
+    height, width, channels, multiplier = integers(sizes)
+    x = to_torch(call, x)
+    weight = torch.zeros((channels * multiplier, 1, height, width), dtype=x.dtype)
+    found = _for_weight(call, x, weight, to_torch(call, gradient), channels)
+    return found.reshape(channels, multiplier, height, width).permute(2, 3, 0, 1)
+
+
+def _for_weight(call: Call, x: Tensor, weight: Tensor, gradient: Tensor, groups: int) -> Tensor:
+    """The gradient of a weight `[O, C / groups, ...]` that gives x `[N, C, ...]` its shape."""
+    kernel = weight.shape[2:]
     strides = spatial(call, call["strides"])
     dilations = spatial(call, call.get("dilations")) or [1] * len(kernel)
     sides = paddings(call, x.shape[2:], _extents(kernel, dilations), strides)
     x = pad_by(x, [(0, 0), (0, 0), *sides])
-    weight = torch.zeros((shape[-1], shape[-2], *kernel), dtype=x.dtype)
     none = [0] * len(kernel)
     _, found, _ = torch.ops.aten.convolution_backward(
-        y, x, weight, None, strides, none, dilations, False, none,
-        x.shape[1] // shape[-2], [False, True, False],
+        gradient, x, weight, None, strides, none, dilations, False, none, groups,
+        [False, True, False],
     )  # fmt: skip
-    result: Tensor = found.movedim((0, 1), (-1, -2))
+    result: Tensor = found
     return result
 
 
@@ -240,9 +255,11 @@ LOWERINGS: dict[str, Callable[..., Any]] = {
     "Conv2DBackpropFilter": kernel_gradient,
     "Conv2DBackpropInput": convolution_input,
     "Conv3D": convolution,
+    "Conv3DBackpropFilterV2": kernel_gradient,
     "Conv3DBackpropInputV2": convolution_input,
     "Cross": lambda call, x, y: torch.linalg.cross(x, y),
     "DepthwiseConv2dNative": depthwise_convolution,
+    "DepthwiseConv2dNativeBackpropFilter": depthwise_kernel_gradient,
     "DepthwiseConv2dNativeBackpropInput": depthwise_input,
     "Einsum": einsum,
     "MatMul": matrix_product,

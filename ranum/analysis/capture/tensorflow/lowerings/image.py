@@ -22,15 +22,32 @@ def _centres(call: Call, length: int, wanted: int) -> Tensor:
     return steps * (length / wanted)
 
 
+def closest(call: Call, length: int, wanted: int) -> Tensor:
+    """For each new pixel along one side, the nearest old one, `[wanted]`."""
+    place = _centres(call, length, wanted)
+    if call.get("align_corners", False) or call.get("half_pixel_centers", False):
+        place = torch.floor(place + 0.5)
+    return torch.floor(place).long().clamp(0, length - 1)
+
+
+def between(
+    call: Call, x: Tensor, dim: int, length: int, wanted: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """For each new pixel along one side, two old ones `[wanted]` and the share of the second.
+
+    The share fits in with x along `dim`.
+    """
+    place = _centres(call, length, wanted)
+    below = torch.floor(place)
+    share = (place - below).reshape(-1, *[1] * (x.dim() - 1 - dim)).to(x.dtype)
+    first = below.long()
+    return first.clamp(0, length - 1), (first + 1).clamp(0, length - 1), share
+
+
 def nearest(call: Call, x: Tensor, sizes: Tensor) -> Tensor:
     """Each new pixel is the nearest old one; x `[N, H, W, C]`."""
     for dim, wanted in enumerate(integers(sizes), start=1):
-        length = x.shape[dim]
-        place = _centres(call, length, wanted)
-        if call.get("align_corners", False) or call.get("half_pixel_centers", False):
-            place = torch.floor(place + 0.5)
-        index = torch.floor(place).long().clamp(0, length - 1)
-        x = torch.index_select(x, dim, index)
+        x = torch.index_select(x, dim, closest(call, x.shape[dim], wanted))
     return x
 
 
@@ -38,12 +55,8 @@ def bilinear(call: Call, x: Tensor, sizes: Tensor) -> Tensor:
     """Each new pixel is interpolated between its neighbours; the result is float32."""
     x = x if x.dtype == torch.float64 else x.to(torch.float32)
     for dim, wanted in enumerate(integers(sizes), start=1):
-        length = x.shape[dim]
-        place = _centres(call, length, wanted)
-        below = torch.floor(place)
-        share = (place - below).reshape(-1, *[1] * (x.dim() - 1 - dim)).to(x.dtype)
-        first = torch.index_select(x, dim, below.long().clamp(0, length - 1))
-        second = torch.index_select(x, dim, (below.long() + 1).clamp(0, length - 1))
+        before, behind, share = between(call, x, dim, x.shape[dim], wanted)
+        first, second = torch.index_select(x, dim, before), torch.index_select(x, dim, behind)
         x = first + (second - first) * share
     return x
 

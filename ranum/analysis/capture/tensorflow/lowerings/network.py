@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -66,44 +67,6 @@ def softmax(call: Call, x: Tensor) -> Tensor:
 def log_softmax(call: Call, x: Tensor) -> Tensor:
     """Over the last dimension."""
     return torch.log_softmax(x, -1)
-
-
-def relu_gradient(call: Call, gradient: Tensor, features: Tensor) -> Tensor:
-    """`ReluGrad`: the gradient where the features are positive."""
-    return torch.where(features > 0, gradient, torch.zeros_like(gradient))
-
-
-def relu6_gradient(call: Call, gradient: Tensor, features: Tensor) -> Tensor:
-    """`Relu6Grad`."""
-    inside = (features > 0) & (features < 6)
-    return torch.where(inside, gradient, torch.zeros_like(gradient))
-
-
-def leaky_relu_gradient(call: Call, gradient: Tensor, features: Tensor) -> Tensor:
-    """`LeakyReluGrad`."""
-    return torch.where(features > 0, gradient, gradient * call.get("alpha", 0.2))
-
-
-def elu_gradient(call: Call, gradient: Tensor, outputs: Tensor) -> Tensor:
-    """`EluGrad`."""
-    return torch.where(outputs < 0, gradient * (outputs + 1), gradient)
-
-
-def selu_gradient(call: Call, gradient: Tensor, outputs: Tensor) -> Tensor:
-    """`SeluGrad`."""
-    left = gradient * (outputs + Selu.ALPHA * Selu.SCALE)
-    return torch.where(outputs < 0, left, gradient * Selu.SCALE)
-
-
-def softplus_gradient(call: Call, gradient: Tensor, features: Tensor) -> Tensor:
-    """`SoftplusGrad`."""
-    return gradient * torch.sigmoid(features)
-
-
-def softsign_gradient(call: Call, gradient: Tensor, features: Tensor) -> Tensor:
-    """`SoftsignGrad`."""
-    root = 1 + features.abs()
-    return gradient / (root * root)
 
 
 # --- losses --------------------------------------------------------------------------------
@@ -174,78 +137,107 @@ def mean_of(old: Tensor, new: Tensor, factor: float) -> Tensor:
 
 def local_response_norm(call: Call, x: Tensor) -> Tensor:
     """`LRN`: x / (bias + alpha Σ x²)^beta, summed over neighbouring channels."""
-    radius = call.get("depth_radius", 5)
-    squares = pad_by(x * x, [(0, 0)] * (x.dim() - 1) + [(radius, radius)])
-    total = squares.unfold(-1, 2 * radius + 1, 1).sum(-1)
-    result: Tensor = x * (call.get("bias", 1.0) + call.get("alpha", 1.0) * total) ** -call.get(
-        "beta", 0.5
-    )
+    total = call.get("bias", 1.0) + call.get("alpha", 1.0) * neighbours(call, x * x)
+    result: Tensor = x * total ** -call.get("beta", 0.5)
     return result
+
+
+def neighbours(call: Call, x: Tensor) -> Tensor:
+    """Each channel's sum with its neighbours on both sides; channels come last."""
+    radius = call.get("depth_radius", 5)
+    padded = pad_by(x, [(0, 0)] * (x.dim() - 1) + [(radius, radius)])
+    return padded.unfold(-1, 2 * radius + 1, 1).sum(-1)
 
 
 # --- pooling -------------------------------------------------------------------------------
 
 
-def max_pool(call: Call, x: Tensor) -> Tensor:
-    """The largest element of each window; padding never wins."""
-    x = to_torch(call, x)
-    function: Callable[..., Tensor] = {2: F.max_pool2d, 3: F.max_pool3d}[x.dim() - 2]
-    return from_torch(call, _pool(call, x, function))
-
-
-def _pool(call: Call, x: Tensor, function: Callable[..., Tensor], **options: Any) -> Tensor:
-    """Windows over x `[N, C, ...]`; torch's padding is not counted.
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """The windows of a pooling as torch wants them; its padding is never counted.
 
     torch pads alike on both sides. One element more behind is had by rounding the number of
     windows up or, where windows move by one, by padding more in front and dropping the first.
+
+    Attributes:
+        kernel: Extent of a window.
+        strides: Steps between windows.
+        margin: Padding on both sides.
+        drop: Windows to leave out in front.
+        ceil: Round the number of windows up.
     """
+
+    kernel: list[int]
+    strides: list[int]
+    margin: list[int]
+    drop: list[int]
+    ceil: bool
+
+    def cut(self, pooled: Tensor) -> Tensor:
+        """The pooled image `[N, C, ...]` without the windows to leave out."""
+        for dim, extra in enumerate(self.drop, start=2):
+            if extra:
+                pooled = pooled.narrow(dim, extra, pooled.shape[dim] - extra)
+        return pooled
+
+
+def windows(call: Call, sizes: Sequence[int]) -> Windows:
+    """The windows over an image of the given sizes."""
     kernel, strides = spatial(call, call["ksize"]), spatial(call, call["strides"])
-    sides = paddings(call, x.shape[2:], kernel, strides)
     margin, drop = [], []
-    for (before, behind), stride in zip(sides, strides, strict=True):
+    for (before, behind), stride in zip(
+        paddings(call, sizes, kernel, strides), strides, strict=True
+    ):
         more = stride == 1 and behind > before
         margin.append(behind if more else before)
         drop.append(behind - before if more else 0)
-    ceil = call["padding"] == "SAME"
-    pooled = function(x, kernel, strides, margin, ceil_mode=ceil, **options)
-    for dim, extra in enumerate(drop, start=2):
-        if extra:
-            pooled = pooled.narrow(dim, extra, pooled.shape[dim] - extra)
-    return pooled
+    return Windows(kernel, strides, margin, drop, call["padding"] == "SAME")
+
+
+def largest(call: Call, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest element of each window over x `[N, C, ...]`, and its place in a flat image."""
+    frame = windows(call, x.shape[2:])
+    function: Callable[..., tuple[Tensor, Tensor]] = {2: F.max_pool2d, 3: F.max_pool3d}[x.dim() - 2]
+    found = function(
+        x, frame.kernel, frame.strides, frame.margin, ceil_mode=frame.ceil, return_indices=True
+    )
+    return frame.cut(found[0]), frame.cut(found[1])
+
+
+def max_pool(call: Call, x: Tensor) -> Tensor:
+    """The largest element of each window; padding never wins."""
+    return from_torch(call, largest(call, to_torch(call, x))[0])
 
 
 def average_pool(call: Call, x: Tensor) -> Tensor:
     """The mean of each window, without the padding."""
     x = to_torch(call, x)
+    frame = windows(call, x.shape[2:])
     function: Callable[..., Tensor] = {2: F.avg_pool2d, 3: F.avg_pool3d}[x.dim() - 2]
-    return from_torch(call, _pool(call, x, function, count_include_pad=False))
+    pooled = function(
+        x, frame.kernel, frame.strides, frame.margin, frame.ceil, count_include_pad=False
+    )
+    return from_torch(call, frame.cut(pooled))
 
 
 LOWERINGS: dict[str, Callable[..., Any]] = {
     "AvgPool": average_pool,
     "AvgPool3D": average_pool,
     "Elu": elu,
-    "EluGrad": elu_gradient,
     "FusedBatchNorm": fused_batch_norm,
     "FusedBatchNormV2": fused_batch_norm,
     "FusedBatchNormV3": fused_batch_norm,
     "LRN": local_response_norm,
     "LeakyRelu": leaky_relu,
-    "LeakyReluGrad": leaky_relu_gradient,
     "LogSoftmax": log_softmax,
     "MaxPool": max_pool,
     "MaxPool3D": max_pool,
     "Relu": relu,
     "Relu6": relu6,
-    "Relu6Grad": relu6_gradient,
-    "ReluGrad": relu_gradient,
     "Selu": selu,
-    "SeluGrad": selu_gradient,
     "Softmax": softmax,
     "SoftmaxCrossEntropyWithLogits": cross_entropy,
     "Softplus": softplus,
-    "SoftplusGrad": softplus_gradient,
     "Softsign": softsign,
-    "SoftsignGrad": softsign_gradient,
     "SparseSoftmaxCrossEntropyWithLogits": sparse_cross_entropy,
 }

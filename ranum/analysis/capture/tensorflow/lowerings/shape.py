@@ -170,15 +170,18 @@ def pad_by(x: Tensor, paddings: Sequence[Sequence[int]], number: float = 0) -> T
 
 def mirror_pad(call: Call, x: Tensor, paddings: Tensor) -> Tensor:
     """X mirrored beyond its edges, with or without the edge itself."""
-    skip = 1 if call["mode"] == "REFLECT" else 0
     for dim, (before, behind) in enumerate(paddings.tolist()):
-        length = x.shape[dim]
-        head = range(before - 1 + skip, skip - 1, -1)
-        tail = range(length - 1 - skip, length - 1 - skip - behind, -1)
-        order = torch.tensor([*head, *range(length), *tail])
         if before or behind:
-            x = torch.index_select(x, dim, order)
+            x = torch.index_select(x, dim, mirrored(call, x.shape[dim], before, behind))
     return x
+
+
+def mirrored(call: Call, length: int, before: int, behind: int) -> Tensor:
+    """For each place along a padded dimension, the place of its original."""
+    skip = 1 if call["mode"] == "REFLECT" else 0
+    head = range(before - 1 + skip, skip - 1, -1)
+    tail = range(length - 1 - skip, length - 1 - skip - behind, -1)
+    return torch.tensor([*head, *range(length), *tail])
 
 
 def reverse(call: Call, x: Tensor, axes: Tensor) -> Tensor:
