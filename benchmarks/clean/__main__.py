@@ -7,12 +7,14 @@ import multiprocessing
 import sys
 import traceback
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import torch
 
-from benchmarks.clean.judge import DTYPES, LEVELS, Finding, Row, judge
+from benchmarks.clean.judge import DTYPES, LEVELS, Row, judge
+from benchmarks.clean.show import load, markdown, save
 from benchmarks.clean.table import CASES
-from benchmarks.measure import heading, table
+from benchmarks.measure import heading
 
 
 def main() -> int:
@@ -23,32 +25,52 @@ def main() -> int:
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--seconds", type=float, default=20.0, help="for witnesses, per analysis")
     parser.add_argument("--quiet", action="store_true", help="only the table")
+    parser.add_argument(
+        "--file", type=Path, help="where rows are kept: a run goes on where it ended"
+    )
+    parser.add_argument(
+        "--markdown", action="store_true", help="run nothing, print what --file has"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    _import_once()
     unknown = sorted(set(arguments.names) - set(CASES))
     if unknown:
         parser.error(f"no such case: {', '.join(unknown)}; there are: {', '.join(CASES)}")
+    if arguments.markdown and arguments.file is None:
+        parser.error("--markdown prints what --file has, and needs it")
+    machines, rows = load(arguments.file) if arguments.file else ([], [])
+    if not arguments.markdown:
+        rows += _run(arguments, {row.name for row in rows if not row.error})
+        machines = list(dict.fromkeys([*machines, heading()]))
+    rows = list({row.name: row for row in rows}.values())
+    order = {name: i for i, name in enumerate(CASES)}
+    rows.sort(key=lambda row: order.get(row.name, len(order)))
+    print(f"\n{markdown(rows, machines)}")
+    return 0 if all(row.is_clean for row in rows) else 1
+
+
+def _run(arguments: argparse.Namespace, done: set[str]) -> list[Row]:
+    """The rows of the cases asked for that are not done, each kept as soon as it is there."""
+    _import_once()
     names = arguments.names or [n for n, case in CASES.items() if arguments.real or not case.real]
     rows = []
     for name in names:
+        if name in done:
+            continue
         row = _in_own_process(name, arguments)
         rows.append(row)
+        if arguments.file:
+            save(row, arguments.file)
         if not arguments.quiet:
             _tell(row)
-    print(f"\n{heading()}.\n\n{_table(rows, arguments.levels, arguments.dtypes)}\n")
-    bad = [row.name for row in rows if not row.is_clean]
-    incomplete = [r.name for r in rows if any(f.unknown for f in r.findings.values())]
-    print(f"{len(rows)} architectures, {len(rows) - len(bad)} without an unexplained alarm, "
-          f"{len(incomplete)} incomplete.")  # fmt: skip
-    if bad:
-        print(f"not clean: {', '.join(bad)}")
-    return 1 if bad else 0
+    return rows
 
 
 def _import_once() -> None:
-    """What every case needs, before the processes part."""
+    """What every case needs, before the processes part: imports, and an analysis that warms up."""
     import transformers.modeling_utils  # noqa: F401
+
+    judge(CASES["MLP"], dtypes=("float32",), seconds=0)
 
 
 def _in_own_process(name: str, arguments: argparse.Namespace) -> Row:
@@ -94,35 +116,6 @@ def _tell(row: Row) -> None:
         print(f"  {dtype} {level}: loss <= {found.loss:.4g}, {1e3 * found.seconds:.0f} ms")
         for line in lines:
             print(f"    {line}", flush=True)
-
-
-def _table(rows: list[Row], levels: list[str], dtypes: list[str]) -> str:
-    keys = [(dtype, level) for dtype in dtypes for level in levels]
-    columns = ["model", "parameters", "operators", "forward ms", "capture ms", "analysis ms",
-               "unknown"]  # fmt: skip
-    columns += [f"{dtype} {level}" for dtype, level in keys]
-    lines = []
-    for row in rows:
-        if row.error:
-            lines.append([row.name, *["-"] * (len(columns) - 2), "failed"])
-            continue
-        first = next(iter(row.findings.values()))
-        cells = [row.name, f"{row.parameters:,}", str(row.operators)]
-        cells += [f"{1e3 * s:.1f}" for s in (row.forward, row.capture, first.seconds)]
-        cells.append(str(sum(int(u.rsplit("x", 1)[1]) for u in first.unknown)))
-        for key in keys:
-            found = row.findings.get(key)
-            cells.append(_verdict(row, found) if found else "-")
-        lines.append(cells)
-    return table(columns, lines)
-
-
-def _verdict(row: Row, found: Finding) -> str:
-    alarms, proven = row.unexplained(found), sum(1 for a in found.alarms if a.witness)
-    shown = len(found.alarms) - len(alarms) - proven
-    text = str(len(alarms))
-    text += f" + {proven} real" if proven else ""
-    return text + (f" + {shown} real at another level" if shown else "")
 
 
 if __name__ == "__main__":
