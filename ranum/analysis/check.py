@@ -23,10 +23,18 @@ def disagreements(
         graph: A step recorded with `observe`.
         found: Intervals from starts that hold the step's own inputs and weights.
         gradient: The bound on upstream gradients that was used. Operators of the backward
-            pass are compared only where the gradients they read stayed within it.
+            pass are compared only where the gradients they read stayed within it, and what the
+            step computes from gradients only where those did.
     """
+    assumed: set[int] = set()
     for node in graph.nodes:
-        if not _is_comparable(graph, node, gradient):
+        apart = not _is_comparable(graph, node, gradient)
+        if apart or not assumed.isdisjoint(node.operands):
+            assumed.update(
+                number
+                for number in node.outputs
+                if number is not None and not graph.values[number].is_gradient
+            )
             continue
         for number in node.outputs:
             value = None if number is None else graph.values[number]

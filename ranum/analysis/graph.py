@@ -45,7 +45,8 @@ class Value:
         spread: Of a derived value, the smallest and largest element it can have, as far as
             the batch shows; None for {0, 1} masks, which only vary as indices.
         is_shared: True if all its rows (last dimension) are known to be shares of 1.
-        is_gradient: True if it depends on the gradient of the loss.
+        is_gradient: True if the backward pass made it from the gradient of the loss. What the
+            step computes from such gradients itself (a penalty on their norm) is not one.
         observed: Smallest and largest element seen, 0-d tensors; None where not recorded.
         producer: Index of the node that made it; None for leaves.
     """

@@ -7,8 +7,11 @@ import math
 import pytest
 import torch
 
+from ranum.analysis.graph import Value
 from ranum.analysis.interval import Interval
+from ranum.analysis.propagate import twin_intervals
 from ranum.analysis.transfer import rule_for
+from ranum.analysis.transfer.registry import twins
 
 INF = math.inf
 
@@ -173,3 +176,24 @@ def test_bounds_are_differentiable():
     result = run("log", x=run("mul", x=run("clamp", x=bounded, min=0.1, max=9.0), other=2.0))
     result.lower.sum().backward()
     assert low.grad.item() == pytest.approx(2.0, rel=1e-4)
+
+
+def test_elu_plus_one_is_never_negative():
+    result = run("elu", x=box(-90, 3))
+    assert run("add", x=result, other=1).low == 0
+    assert run("elu", x=box(-90, 3), alpha=1.5).low < -1.5
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("op", ["mm", "linear"])
+def test_sums_of_products_of_one_sign_keep_it(op, known):
+    x, shape = box(0, 9, (4, 300)), (300, 5) if op == "mm" else (5, 300)
+    b = Interval.point(torch.rand(shape)) if known else box(0, 9, shape)
+    name = "mat2" if op == "mm" else "weight"
+    first = "x" if op == "mm" else "input"
+    assert run(op, **{first: x, name: b}).low == 0
+    assert run(op, **{first: box(-1e-3, 9, (4, 300)), name: b}).low < 0
+    twin = twins()[op]
+    value = Value(index=0, shape=(4, 5), dtype=torch.float32)
+    (pair,) = twin_intervals(twin, {first: x, name: b}, (value,), whole=False, marks=[])
+    assert pair.low == 0

@@ -185,7 +185,10 @@ class Recorder(DispatchMode):
             before[id(tensor)] if id(tensor) in before else self._value_of(tensor)
             for tensor in tainted
         ]
-        is_gradient = any(self.graph.values[value].is_gradient for value in operand_values)
+        # What the step itself goes on to compute from gradients is followed like any other value.
+        is_gradient = phase == "backward" and any(
+            self.graph.values[value].is_gradient for value in operand_values
+        )
         tensors = [tensor for tensor in outputs if tensor is not None]
         if not tensors:
             return

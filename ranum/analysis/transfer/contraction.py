@@ -87,9 +87,11 @@ def _contract(a: Interval, b: Interval) -> _Sum:
     repeats = 1 if product.lower.shape[-2] == terms else terms
     size = product.magnitude.sum(-2) * repeats
     slack = error * size + floor
-    lower = product.lower.sum(-2) * repeats - slack
+    lower = product.lower.sum(-2) * repeats
+    # Rounding takes no more than its share from a sum of terms that are not negative.
+    share = error * torch.where((product.lower >= 0).all(-2), lower, size)
     upper = product.upper.sum(-2) * repeats + slack
-    return _Sum(lower, upper, _exceeds(size, a.dtype))
+    return _Sum(lower - share - floor, upper, _exceeds(size, a.dtype))
 
 
 def _by_weights(a: Interval, weights: Tensor, error: float, floor: float) -> _Sum:
@@ -154,7 +156,16 @@ def _product(a: Interval, b: Interval) -> tuple[Box, bool]:
     total = _contract(*_thinned(a, b))
     if total.overflow:
         return Box(zero - math.inf, zero + math.inf, accumulator(a.dtype), may_nan=True), False
-    return Box(total.lower.double(), total.upper.double(), accumulator(a.dtype)), True
+    lower, upper = total.lower.double(), total.upper.double()
+    sign = _sign(a) * _sign(b)
+    lower = lower.clamp(min=0.0) if sign > 0 else lower
+    upper = upper.clamp(max=0.0) if sign < 0 else upper
+    return Box(lower, upper, accumulator(a.dtype)), True
+
+
+def _sign(x: Interval) -> int:
+    """1 or -1 if no element has the other sign, else 0. Sums of one sign keep it, rounded."""
+    return int(x.low >= 0) - int(x.high <= 0)
 
 
 def _matrix_product(

@@ -59,16 +59,22 @@ def distance_backward(
 ) -> Interval | None:
     """Grad times (|d| / distance)^(p - 1), summed: at most |grad| per pair for p = 1 and inf.
 
-    For other p the recorded distance may be smaller than the difference, through rounding,
-    and nothing bounds the ratio.
+    For other p the recorded distance may be smaller than the difference, through rounding.
+    For p = 2 it is 0, where torch gives 0, or at least the root of the smallest number.
     """
     own = x if x1 is None else x1
-    if p not in (1, math.inf) or own is None or own.may_nan or own.may_inf:
+    if p not in (1, 2, math.inf) or own is None or own.may_nan or own.may_inf:
         return None
     if x2 is not None and (x2.may_nan or x2.may_inf):
         return None
     pairs = math.prod(grad.shape) or 1
-    return _symmetric(Box.native(grad.merged()).peak, pairs, own, grad.may_nan)
+    size = Box.native(grad.merged()).peak
+    if p == 2:
+        other = own if x2 is None else x2
+        difference = Box.native(own.merged()).peak + Box.native(other.merged()).peak
+        least = torch.finfo(own.dtype).smallest_normal * torch.finfo(own.dtype).eps
+        size *= 1.01 * difference / math.sqrt(least)
+    return _symmetric(size, pairs, own, grad.may_nan)
 
 
 def _symmetric(size: float, count: int, like_x: Interval, may_nan: bool) -> Interval:

@@ -56,7 +56,9 @@ def _summed(a: Pair, b: Interval, terms: int, sums: Sequence[int], conv: bool = 
         least, most = float((middle - spread).min()), float((middle + spread).max())
     if not worst * (1 + error) <= largest(b.dtype) / 2:
         raise Unsure
-    return outward((least - error * worst - floor, most + error * worst + floor), dtype)
+    lower, upper = outward((least - error * worst - floor, most + error * worst + floor), dtype)
+    # Sums of terms that are not negative are not either. Convolutions may transform first.
+    return (max(lower, 0.0) if not conv and a[0] >= 0 and b.low >= 0 else lower), upper
 
 
 def _plus(total: Pair, addend: Interval | None, terms: int, conv: bool = False) -> Pair:
