@@ -42,7 +42,7 @@ class Propagation:
 
     Attributes:
         intervals: By value number.
-        unknown: Nodes without a transfer function.
+        unknown: Nodes without a transfer function, or whose function says nothing of this case.
         faults: One line per transfer function that failed; its node counts as unknown.
         loose: Values whose bounds would be tighter with blocks kept.
     """
@@ -265,6 +265,8 @@ class Walk:
         self, step: Step, rule: Rule, arguments: Mapping[str, Any], whole: bool
     ) -> list[Interval]:
         produced = rule.function(**arguments)
+        if produced is None:
+            self.known.unknown.append(step.node)
         outputs = list(produced) if isinstance(produced, tuple) else [produced]
         outputs += [None] * (len(step.outputs) - len(outputs))
         checked = [
@@ -434,11 +436,21 @@ def _checked(output: Interval | None, value: Value | None) -> Interval:
         return _UNUSED
     if output is None or value.dtype == torch.uint8:  # workspaces of fused operators are opaque
         return _top(value)
+    if output.dtype != value.dtype and output.shape == value.shape:
+        output = _written(output, value.dtype)
     if output.shape != value.shape or (output.dtype != value.dtype and not value.dtype.is_complex):
         raise ValueError(
             f"gave {output.dtype} {list(output.shape)} for {value.dtype} {list(value.shape)}"
         )
     return output
+
+
+def _written(output: Interval, dtype: torch.dtype) -> Interval:
+    """A result of the operands' common type, in the type of the tensor it was written into."""
+    if not (output.dtype.is_floating_point and dtype.is_floating_point):
+        return output
+    lower, upper = output.lower.to(dtype), output.upper.to(dtype)
+    return Interval(lower, upper, output.shape, dtype, output.may_nan)
 
 
 def _top(value: Value | None) -> Interval:

@@ -215,7 +215,7 @@ class Advice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unknown:
-    """An operator without a transfer function: its result was taken as [-inf, inf]."""
+    """An operator that could not be bounded: its result was taken as [-inf, inf]."""
 
     op: str
     count: int
@@ -313,7 +313,7 @@ class Analysis:
         head = f"{' and '.join(counts)} numerical defect{plural}"
         head += f" in {len(self.graph.nodes)} operators"
         if not self.is_complete:
-            head += f" (incomplete: {len(self.unknowns)} operator(s) without a transfer function)"
+            head += f" (incomplete: {len(self.unknowns)} operator(s) that could not be bounded)"
         lines = [head, *(f"  {defect}" for defect in self.defects)]
         lines += [f"  advice {advice}" for advice in self.advice]
         lines += [f"  unknown operator {unknown}" for unknown in self.unknowns]

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from ranum.analysis.capture.recorder import record
 from ranum.analysis.graph import Graph, Node, Value
 from ranum.analysis.interval import Interval
-from ranum.analysis.propagate import Propagation, propagate
+from ranum.analysis.propagate import Propagation, propagate, step_of
 
 LARGEST_SAMPLE = 1 << 16
 """Samples with more elements than this are left out."""
@@ -37,6 +37,16 @@ UNORDERED = (
     torch.uint64,
 )
 """Dtypes that torch does not compare."""
+
+STATUSES = {
+    "covered": "every operator has a rule that says something, and was run again",
+    "unseen": "the same, but some operator could not be run again",
+    "silent": "every operator has a rule, but some result can be anything, whatever the box",
+    "partial": "some operator has no rule for what it got",
+    "unknown": "no operator has",
+    "nothing to bound": "no result to compare: integers only, samples refused, or no operator",
+    "violated": "a result outside its interval, or a rule that raised",
+}
 
 NOT_ON_A_CPU = ("jiterator", "_scaled_mm", "flash_attention_forward", "efficient_attention")
 
@@ -72,6 +82,10 @@ class Outcome:
         skipped: Samples torch, or the recorder's step, refused; with the reason.
         violations: Results outside their interval.
         ops: All canonical operators met.
+        said: For each operator's output that was compared, whether an interval ever said
+            something of it.
+        seen: Operators that were run again on a draw.
+        unseen_nodes: How many nodes were never run again, so never compared.
     """
 
     entry: str
@@ -84,17 +98,25 @@ class Outcome:
     skipped: list[str] = field(default_factory=list)
     violations: list[Violation] = field(default_factory=list)
     ops: set[str] = field(default_factory=set)
+    said: dict[tuple[str, int], bool] = field(default_factory=dict)
+    seen: set[str] = field(default_factory=set)
+    unseen_nodes: int = 0
+
+    @property
+    def silent(self) -> set[str]:
+        """Operators with an output of which no interval ever said anything."""
+        return {op for (op, _), said in self.said.items() if not said}
 
     @property
     def status(self) -> str:
-        """ "violated", "covered", "partial", "unknown" or "nothing to bound"."""
+        """One of `STATUSES`."""
         if self.violations or self.faults:
             return "violated"
         if not self.results:
             return "nothing to bound"
-        if not self.unknown:
-            return "covered"
-        return "partial" if self.ops - self.unknown else "unknown"
+        if self.unknown:
+            return "partial" if self.ops - self.unknown else "unknown"
+        return "silent" if self.silent else "unseen" if self.ops - self.seen else "covered"
 
 
 @cache
@@ -176,11 +198,14 @@ def _judge_sample(
     outcome.samples += 1
     outcome.nodes += len(graph.nodes)
     outcome.ops |= {node.op for node in graph.nodes}
+    unseen = {node.index for node in graph.nodes}
     for place, mode in enumerate(modes):
         generator = torch.Generator().manual_seed(seed + 1000 * number + place)
         start = start_of(graph, mode, generator)
         found = propagate(graph, start, blocks=not mode.merged)
-        outcome.unknown |= {node.op for node in found.unknown} - _blamed(found)
+        outcome.unknown |= {
+            node.op for node in found.unknown if step_of(graph, node).rule is None
+        } - _blamed(found)
         outcome.faults |= {f"{outcome.entry} {dtype} {mode.name}: {line}" for line in found.faults}
         for count in range(mode.draws):
             leaves = {
@@ -188,10 +213,13 @@ def _judge_sample(
                 for value in graph.leaves("input", "parameter")
             }
             for node, results in replay(graph, leaves, generator):
+                unseen.discard(node.index)
+                outcome.seen.add(node.op)
                 for fault in faults_of(graph, node, results, found, outcome):
                     outcome.violations.append(
                         Violation(outcome.entry, node.op, dtype, number, mode.name, fault)
                     )
+    outcome.unseen_nodes += len(unseen)
 
 
 def _blamed(found: Propagation) -> set[str]:
@@ -276,8 +304,21 @@ def faults_of(
         interval = found.intervals[number]
         outcome.results += 1
         outcome.elements += result.numel()
+        if result.numel():
+            key = node.op, position
+            outcome.said[key] = outcome.said.get(key, False) or says_something(interval)
         if not interval.contains(result):
             yield f"output {position}: {_described(interval, result)}"
+
+
+def says_something(interval: Interval) -> bool:
+    """False if every number of the dtype is possible, for all elements."""
+    if interval.dtype == torch.bool:
+        return True
+    most = Interval.top(interval.shape, interval.dtype)
+    if interval.dtype.is_floating_point and not interval.may_nan:
+        return True
+    return bool(((interval.lower > most.low) | (interval.upper < most.high)).any())
 
 
 def _described(interval: Interval, result: Tensor) -> str:

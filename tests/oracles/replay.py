@@ -50,7 +50,7 @@ def replay(
     for node in graph.nodes:
         try:
             arguments = {name: look_up(item) for name, item in node.arguments.items()}
-            results = _outputs(_run(node, arguments))
+            results = _written(graph, node, _outputs(_run(node, arguments)))
         except (NotReplayableError, RuntimeError, IndexError, ValueError, TypeError):
             continue
         if not _agree(graph, node, results):
@@ -77,6 +77,16 @@ def _agree(graph: Graph, node: Node, results: list[Tensor | None]) -> bool:
             if tuple(result.shape) != value.shape or result.dtype != value.dtype:
                 return False
     return True
+
+
+def _written(graph: Graph, node: Node, results: list[Tensor | None]) -> list[Tensor | None]:
+    """Results as an operator in place writes them: in the type of the tensor it works on."""
+    number = node.outputs[0] if len(results) == 1 else None
+    result = results[0] if results else None
+    if number is None or result is None or not result.is_floating_point():
+        return results
+    dtype = graph.values[number].dtype
+    return [result.to(dtype)] if dtype.is_floating_point else results
 
 
 def _outputs(result: Any) -> list[Tensor | None]:

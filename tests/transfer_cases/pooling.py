@@ -94,4 +94,6 @@ CASES = [
     ),
     Case("pixel_shuffle", {"x": Arg((N, 8, 2, 3)), "upscale_factor": 2}),
     Case("pixel_unshuffle", {"x": Arg((2, 2, 4, 6)), "downscale_factor": 2}),
+    Case("channel_shuffle", {"x": Arg((N, 6, 3)), "groups": 2}),
+    Case("native_channel_shuffle", {"x": Arg((N, 6, 3)), "groups": 3}),
 ]

@@ -96,7 +96,7 @@ def share_dims(graph: Graph, node: Node, intervals: Intervals) -> tuple[int, ...
     """
     if node.op == "_softmax":
         x = operand_of(graph, node, "x")
-        return None if x is None else (node.arguments["dim"] % len(graph.values[x].shape),)
+        return None if x is None else (node.arguments["dim"] % max(len(graph.values[x].shape), 1),)
     if node.op != "div" or node.arguments.get("rounding_mode") is not None:
         return None
     part, whole = operand_of(graph, node, "x"), operand_of(graph, node, "other")
@@ -153,9 +153,9 @@ def _largest_shares(graph: Graph, node: Node, intervals: Intervals, result: Inte
     if weights is None or soft is None or not chosen.arguments["largest"]:
         return result
     shape = graph.values[weights].shape
-    along = soft.arguments["dim"] % len(shape)
+    along = soft.arguments["dim"] % max(len(shape), 1)
     dims = reduced_dims(node, len(shape))
-    if chosen.arguments["dim"] % len(shape) != along or dims != (along,):
+    if chosen.arguments["dim"] % max(len(shape), 1) != along or dims != (along,):
         return result
     terms, dtype = shape[along], graph.values[weights].dtype
     slack = gamma(terms + 16, torch.float32) + 16 * unit_roundoff(dtype)

@@ -13,6 +13,9 @@ from ranum.analysis.transfer.elementwise import sub
 from ranum.analysis.transfer.reduction import Dim, linalg_vector_norm, sum_
 from ranum.analysis.transfer.registry import transfer
 
+_RATIO = 2.0
+"""How much larger a difference may be than a distance that holds it, by underflow."""
+
 
 def _distance(a: Interval, b: Interval, p: float, shape: Sequence[int]) -> Interval:
     """From 0 to count^(1/p) times the largest difference, for p > 0; a count for p = 0."""
@@ -57,24 +60,19 @@ def distance_backward(
     cdist: Interval | None = None,
     pdist: Interval | None = None,
 ) -> Interval | None:
-    """Grad times (|d| / distance)^(p - 1), summed: at most |grad| per pair for p = 1 and inf.
+    """Grad times (|d| / distance)^(p - 1), 0 where the distance is: at most 2 |grad| per pair.
 
-    For other p the recorded distance may be smaller than the difference, through rounding.
-    For p = 2 it is 0, where torch gives 0, or at least the root of the smallest number.
+    Both distances are made by the kernels that add up |d|^p: what they lose of a difference by
+    underflow is half of it at most. Nothing bounds the ratio for p < 1.
     """
     own = x if x1 is None else x1
-    if p not in (1, 2, math.inf) or own is None or own.may_nan or own.may_inf:
+    if own is None or not own.is_finite or (x2 is not None and not x2.is_finite):
         return None
-    if x2 is not None and (x2.may_nan or x2.may_inf):
+    if 0 < p < 1:
         return None
     pairs = math.prod(grad.shape) or 1
-    size = Box.native(grad.merged()).peak
-    if p == 2:
-        other = own if x2 is None else x2
-        difference = Box.native(own.merged()).peak + Box.native(other.merged()).peak
-        least = torch.finfo(own.dtype).smallest_normal * torch.finfo(own.dtype).eps
-        size *= 1.01 * difference / math.sqrt(least)
-    return _symmetric(size, pairs, own, grad.may_nan)
+    ratio = 1.0 if p in (0, 1, math.inf) else _RATIO
+    return _symmetric(ratio * Box.native(grad.merged()).peak, pairs, own, grad.may_nan)
 
 
 def _symmetric(size: float, count: int, like_x: Interval, may_nan: bool) -> Interval:

@@ -13,7 +13,15 @@ from torch import Tensor
 
 from ranum.analysis.interval import MERGE_ABOVE, Interval, unit_roundoff
 from ranum.analysis.transfer._common import broadcast_shapes
-from ranum.analysis.transfer.combinators import Operand, is_known, may_nan, shape_of, union
+from ranum.analysis.transfer.combinators import (
+    Operand,
+    coarsened,
+    is_known,
+    may_nan,
+    shape_of,
+    union,
+)
+from ranum.analysis.transfer.elementwise import mul
 from ranum.analysis.transfer.layout import expand, expanded, moved, reshape, resized, unmerged
 from ranum.analysis.transfer.registry import transfer
 from ranum.analysis.transfer.selection import cast
@@ -255,8 +263,14 @@ def index_add(
     x: Interval, dim: int, index: Interval, source: Interval, alpha: float = 1
 ) -> Interval:
     """Slices of `source` added to x, each at its position along one dimension."""
-    if alpha != 1 or not x.shape:
+    if not x.shape:
+        return reshape(
+            index_add(_as_vector(x), 0, _as_vector(index), _as_vector(source), alpha), ()
+        )
+    if alpha != 1 and not x.dtype.is_floating_point:
         return Interval.top(x.shape, x.dtype)
+    if alpha != 1:
+        source = coarsened(mul(source, alpha), source.dtype)
     if index.is_point:
         source = unmerged(source)
         return _accumulated(lambda a, b: a.index_add(dim, index.lower, b), x, source)

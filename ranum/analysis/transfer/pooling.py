@@ -290,3 +290,9 @@ def pixel_unshuffle(x: Interval, downscale_factor: int) -> Interval:
     shape = (*batch, channels * r * r, height // r, width // r)
     flat = _without_positions(x, 3)
     return Interval(flat.lower, flat.upper, shape, x.dtype, x.may_nan)
+
+
+@transfer("channel_shuffle", "native_channel_shuffle")
+def channel_shuffle(x: Interval, groups: int) -> Interval:
+    """Channels `[N, C, ...]` in another order."""
+    return x.merged([dim for dim in range(len(x.shape)) if dim != 1])
