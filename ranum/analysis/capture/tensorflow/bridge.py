@@ -147,6 +147,86 @@ def layers_noted(owners: dict[tuple[int, str], str], root: Any) -> Iterator[None
         layer.__call__ = plain
 
 
+@contextmanager
+def losses_noted(losses: list[Any]) -> Iterator[None]:
+    """Notes what gradients with respect to variables are taken of while graphs are traced.
+
+    Args:
+        losses: Takes the tensors that `tf.GradientTape.gradient` differentiates, in order.
+    """
+    tf = tensorflow()
+    plain = tf.GradientTape.gradient
+
+    def noting(self: Any, target: Any, sources: Any, *args: Any, **kwargs: Any) -> Any:
+        if any(hasattr(one, "trainable") for one in tf.nest.flatten(sources)):
+            losses.extend(one for one in tf.nest.flatten(target) if tf.is_tensor(one))
+        return plain(self, target, sources, *args, **kwargs)
+
+    tf.GradientTape.gradient = noting
+    try:
+        yield
+    finally:
+        tf.GradientTape.gradient = plain
+
+
+def graph_python(function: Any) -> Callable[..., Any]:
+    """A function to trace into the graph that is being made, its Python branches and loops too.
+
+    A `tf.function` gives the Python it was made of, so that its tensors belong to the same graph;
+    one with a signature, without autograph or from a file is called as it is.
+    """
+    from tensorflow.python.eager.polymorphic_function import polymorphic_function
+
+    if type(function) is polymorphic_function.Function:
+        if function._autograph and function.input_signature is None:
+            return graph_python(function.python_function)
+    elif not hasattr(function, "get_concrete_function"):
+        return _converted(function)
+    plain: Callable[..., Any] = function
+    return plain
+
+
+def _converted(function: Callable[..., Any]) -> Callable[..., Any]:
+    from tensorflow.python.autograph.core import ag_ctx
+    from tensorflow.python.eager.polymorphic_function import autograph_util
+
+    converted = autograph_util.py_func_from_autograph(function)
+
+    def traceable(*args: Any) -> Any:
+        with ag_ctx.ControlStatusCtx(ag_ctx.Status.ENABLED):
+            return converted(*args)
+
+    return traceable
+
+
+def own_train_step(model: Any) -> Callable[..., Any] | None:
+    """The training step that a model's author wrote in the place of Keras' own, or None."""
+    step: Callable[..., Any] = model.train_step
+    module = getattr(getattr(step, "__func__", step), "__module__", None) or ""
+    return None if module.partition(".")[0] == "keras" else step
+
+
+@contextmanager
+def weights_kept(model: Any) -> Iterator[None]:
+    """While the block runs, Keras' optimizers do nothing; the model's metrics are put back."""
+    optimizer = keras().optimizers.Optimizer
+    plain = optimizer.apply
+    metrics = [variable for metric in model.metrics for variable in metric.variables]
+    values = [keras().ops.convert_to_numpy(variable) for variable in metrics]
+    optimizer.apply = lambda *args, **kwargs: None
+    try:
+        yield
+    finally:
+        optimizer.apply = plain
+        for variable, value in zip(metrics, values, strict=True):
+            variable.assign(value)
+
+
+def packed(batch: tuple[Any, ...]) -> Any:
+    """X, y and sample weights as `fit` hands them to a training step: x alone if nothing else."""
+    return keras().utils.pack_x_y_sample_weight(*batch)
+
+
 def run_operator(kind: str, attributes: dict[str, Any], operands: Sequence[Any]) -> tuple[Any, ...]:
     """One operator carried out by TensorFlow itself, on TensorFlow's tensors."""
     tf = tensorflow()

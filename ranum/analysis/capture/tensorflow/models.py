@@ -24,6 +24,8 @@ def keras_program(
     """A program of one training step of a Keras model: forward and compiled loss.
 
     On TensorFlow the model's graph is traced and carried out; on torch the model itself runs.
+    A `train_step` of the model's own is followed in the place of `fit`'s, unless `loss` is given;
+    its loss is what it takes the gradient of.
 
     Args:
         model: A model; compiled with a loss, unless `loss` is given.
@@ -35,7 +37,7 @@ def keras_program(
         ArgumentError: If the model is not compiled, cannot be called with the arguments, or
             runs on another backend.
     """
-    if loss is None and not getattr(model, "compiled", False):
+    if not (loss or getattr(model, "compiled", False) or bridge.own_train_step(model)):
         raise ArgumentError(
             f"target must be a compiled Keras model; call {model.name}.compile(loss=...) first, "
             "or pass a function that returns the loss."
@@ -73,20 +75,18 @@ def _on_tensorflow(
     model: Any, fed: tuple[Any, ...], loss: Callable[[Any], Tensor] | None, backward: bool
 ) -> Program:
     description = _described(model)
-    if not model.built:
+    own = bridge.own_train_step(model) if loss is None else None
+    if own is None and not model.built:
         called(description, lambda: model(tree_map(as_constant, fed[0])))
-    trained = {id(variable.value): variable.path for variable in model.trainable_variables}
-    others = {id(variable.value): variable.path for variable in model.variables}
+    step = _step(model, predicts=loss is not None)
     return traced(
-        _step(model, predicts=loss is not None),
+        step if own is None else bridge.graph_python(lambda *batch: own(bridge.packed(batch))),
         fed,
         _ARGUMENTS[: len(fed)],
         root=model,
-        paths={**others, **trained},
-        trained=set(trained),
         finish=loss,
         backward=backward,
-        description=description,
+        description=description if own is None else f"{description}.train_step",
     )
 
 
@@ -95,9 +95,14 @@ def _on_torch(
 ) -> Program:
     if not model.built:
         called(_described(model), lambda: model(fed[0]))
+    own = bridge.own_train_step(model) if loss is None else None
     run = _step(model, predicts=loss is not None)
 
     def step(*batch: Any) -> Tensor | None:
+        if own is not None:  # makes its own backward pass
+            with bridge.weights_kept(model):
+                own(bridge.packed(batch))
+            return None
         output = run(*batch)
         result: Tensor = output if loss is None else loss(output)
         return result
@@ -109,7 +114,7 @@ def _on_torch(
         model=model,
         parameters={variable.path: variable.value for variable in model.trainable_variables},
         backward=backward,
-        description=_described(model),
+        description=_described(model) if own is None else f"{_described(model)}.train_step",
     )
 
 

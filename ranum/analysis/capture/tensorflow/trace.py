@@ -34,24 +34,23 @@ _OWN_FILE = os.path.abspath(__file__)
 def function_program(
     function: Callable[..., Any], arguments: tuple[Any, ...], *, backward: bool = True
 ) -> Program:
-    """A program that runs a function of TensorFlow tensors which returns a loss.
+    """A program that runs a function of TensorFlow tensors: a loss, or a whole training step.
+
+    The loss is what the function takes the gradient of with respect to variables; if nothing,
+    what it returns.
 
     Args:
         function: A `tf.function` or a plain function.
         arguments: What it is called with: tensors, arrays, and plain Python values.
         backward: Whether the backward pass belongs to the step.
     """
-    tf = bridge.tensorflow()
-    graph_maker = function if hasattr(function, "get_concrete_function") else tf.function(function)
     python = getattr(function, "python_function", function)
     fed = tuple(tree_map(as_torch, one) for one in arguments)
     return traced(
-        graph_maker,
+        bridge.graph_python(function),
         fed,
         _names(python, len(arguments)),
         root=None,
-        paths={},
-        trained=None,
         finish=None,
         backward=backward,
         description=getattr(python, "__name__", type(function).__name__),
@@ -113,32 +112,48 @@ def traced(
     names: tuple[str, ...],
     *,
     root: Any,
-    paths: dict[int, str],
-    trained: set[int] | None,
     finish: Callable[[Any], Tensor] | None,
     backward: bool,
     description: str,
 ) -> Program:
-    """Traces a function on the leaves of its arguments that are tensors."""
+    """Traces a function on the leaves of its arguments that are tensors.
+
+    Args:
+        function: Takes `arguments` as TensorFlow's tensors.
+        arguments: The example batch, of torch tensors.
+        names: Names of the arguments.
+        root: The Keras model that stands for the whole and names its variables, or None.
+        finish: Makes the loss of what the function returns; without it, the loss is what the
+            function differentiates or returns.
+        backward: Whether the backward pass belongs to the step.
+        description: What is analysed, for messages.
+
+    Raises:
+        ArgumentError: If the function raises, or has no loss.
+    """
     tf = bridge.tensorflow()
     leaves, structure = tree_flatten(arguments)
     fed = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
     returned: list[Any] = []
+    differentiated: list[Any] = []
 
     def flat(*tensors: Any) -> Any:
         filled = list(leaves)
         for place, tensor in zip(fed, tensors, strict=True):
             filled[place] = tensor
+        differentiated.clear()
         output = function(*tree_unflatten(filled, structure))
+        graph = tf.compat.v1.get_default_graph()
+        losses = [one for one in differentiated if one.graph is graph] if finish is None else []
         chosen = output["loss"] if isinstance(output, dict) and "loss" in output else output
         found, shape = tree_flatten(chosen)
         found = [one for one in found if tf.is_tensor(one)]
-        returned[:] = [shape, len(found)]
-        if not found:
+        if not losses and not found:
             raise ArgumentError(
                 f"target must return a loss, a TensorFlow tensor; it returned {output!r}."
             )
-        return found
+        returned[:] = [shape, len(losses)]
+        return [*losses, *found]
 
     owners: dict[tuple[int, str], str] = {}
     specifications = [
@@ -146,6 +161,7 @@ def traced(
         for number, place in enumerate(fed)
     ]
     with ExitStack() as stack:
+        stack.enter_context(bridge.losses_noted(differentiated))
         if _keras_is_loaded():
             stack.enter_context(bridge.layers_noted(owners, root))
         concrete = called(
@@ -153,11 +169,15 @@ def traced(
             lambda: tf.function(flat, autograph=False).get_concrete_function(*specifications),
         )
     main, library = _functions(concrete.graph, owners, f"<{description}>")
+    paths = {} if root is None else {id(one.value): one.path for one in root.variables}
+    trained = None if root is None else {id(one.value) for one in root.trainable_variables}
     captured = [_captured(outer, concrete, paths, trained) for outer, _ in concrete.graph.captures]
-    shape = returned[0]
+    shape, losses = returned
 
     def finished(results: list[Tensor]) -> Tensor | None:
-        return one_loss(results) if finish is None else finish(tree_unflatten(results, shape))
+        if finish is not None:
+            return finish(tree_unflatten(results, shape))
+        return one_loss(results[:losses] if losses else results)
 
     return make_program(
         main,

@@ -44,6 +44,36 @@ assert analysis.unknowns == (), analysis
 # Keras' variance on torch is E[x^2] - E[x]^2, which may come out below 0.
 assert {defect.source.module for defect in analysis.defects} <= {"norm"}, analysis
 assert all((v.numpy() == old).all() for v, old in zip(norm.variables, before))
+class OwnStep(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.head, self.seen = layers.Dense(10), keras.metrics.Mean()
+
+    def call(self, x):
+        return keras.ops.softmax(self.head(x))
+
+    def train_step(self, data):
+        x, y = data
+        self.zero_grad()
+        loss = log_loss(y, self(x, training=True))
+        loss.backward()
+        weights = self.trainable_weights
+        self.seen.update_state(loss)
+        self.optimizer.apply([weight.value.grad for weight in weights], weights)
+        return {"loss": self.seen.result()}
+
+
+own = OwnStep()
+own.compile()
+own(x)
+own.optimizer.build(own.trainable_variables)
+watched = own.variables + own.optimizer.variables + own.seen.variables
+before = [keras.ops.convert_to_numpy(v).copy() for v in watched]
+analysis = analyze(own, x, y)
+(defect,) = analysis.defects
+assert defect.code == "RN101" and "ops.log(p)" in defect.source.expression
+assert any(node.phase == "backward" for node in analysis.graph.nodes)
+assert all((keras.ops.convert_to_numpy(v) == old).all() for v, old in zip(watched, before))
 print("passed")
 """
 

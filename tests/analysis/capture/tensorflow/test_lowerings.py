@@ -56,8 +56,6 @@ def by_torch(row: Row, upstream: list[np.ndarray]) -> tuple[list[Tensor], dict[s
         operands,
         tuple(names),
         root=None,
-        paths={},
-        trained=None,
         finish=finish,
         backward=False,
         description=row.name,

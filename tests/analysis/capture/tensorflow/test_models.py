@@ -225,6 +225,122 @@ def test_a_whole_training_step_is_analysed_without_its_optimizer():
         np.testing.assert_array_equal(variable.numpy(), old)
 
 
+def test_a_training_step_that_returns_nothing():
+    model, seen = Probabilities(), keras.metrics.Mean()
+    model(np.zeros((1, 784), "f"))
+    optimizer = keras.optimizers.SGD()
+
+    @tf.function
+    def train_step(x, y):
+        with tf.GradientTape() as tape:
+            loss = tf.constant(0.0)
+            for _ in tf.range(2):
+                loss += log_loss(y, model(x, training=True))
+        gradients = tape.gradient(loss, model.trainable_variables)
+        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+        seen(loss)
+
+    x, y = wide_batch()
+    loss, gradients = run(program_of(train_step, x, y))
+    np.testing.assert_allclose(loss, 2 * log_loss(y, model(x)), rtol=1e-5)
+    assert all(np.abs(one).max() > 0 for one in gradients.values())
+    assert [defect.code for defect in analyze(train_step, x, y).defects] == ["RN101"]
+    assert seen.count == 0
+
+
+class OwnStep(Probabilities):
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = log_loss(y, self(x, training=True))
+        gradients = tape.gradient(loss, self.trainable_variables)
+        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
+        self.told.update_state(loss)
+        return {"loss": self.told.result()}
+
+
+@pytest.mark.parametrize("loss", [None, "mse"])
+def test_a_models_own_training_step_is_followed(loss):
+    model = OwnStep()
+    model.told = keras.metrics.Mean()
+    model.compile(loss=loss)
+    x, y = wide_batch()
+    (defect,) = analyze(model, x, y).defects
+    assert (defect.code, defect.source.file) == ("RN101", __file__)
+    assert "keras.ops.log(predicted)" in defect.source.expression
+    own_loss, gradients = run(program_of(model, x, y))
+    np.testing.assert_allclose(own_loss, log_loss(y, model(x)), rtol=1e-5)
+    assert all(np.abs(one).max() > 0 for one in gradients.values())
+
+
+class Adversaries(keras.Model):
+    """Without `call`; the second loss reads what the first optimizer step left behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maker = keras.Sequential([keras.Input((3,)), layers.Dense(6, name="made")])
+        self.judge = keras.Sequential([keras.Input((6,)), layers.Dense(1, name="judged")])
+
+    def compile(self) -> None:
+        super().compile()
+        self.first, self.second = keras.optimizers.SGD(0.5), keras.optimizers.SGD(0.5)
+
+    def train_step(self, real):
+        noise = tf.ones((4, 3))
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.nn.softplus(-self.judge(real)))
+        variables = self.judge.trainable_variables
+        self.first.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
+        with tf.GradientTape() as tape:
+            other = tf.reduce_mean(tf.nn.softplus(-self.judge(self.maker(noise))))
+        variables = self.maker.trainable_variables
+        self.second.apply_gradients(zip(tape.gradient(other, variables), variables, strict=True))
+        return {"judge": loss, "maker": other}
+
+
+def test_a_step_with_two_optimizers():
+    model = Adversaries()
+    model.compile()
+    x = rng().random((4, 6), "f")
+    own_loss, gradients = run(program_of(model, x))
+    assert analyze(model, x).is_complete
+    losses = model.train_step(tf.constant(x))
+    np.testing.assert_allclose(own_loss, losses["judge"] + losses["maker"], rtol=1e-5)
+    assert all(np.abs(one).max() > 0 for one in gradients.values())
+
+
+def test_a_gradient_penalty_of_a_convolutional_network_is_complete():
+    critic = keras.Sequential(
+        [
+            keras.Input((8, 8, 2)),
+            layers.Conv2D(4, 3),
+            layers.BatchNormalization(),
+            layers.MaxPool2D(2),
+            layers.AveragePooling2D(2),
+            layers.Flatten(),
+            layers.Dense(1),
+        ]
+    )
+    variables = critic.trainable_variables
+
+    def penalty(x):
+        with tf.GradientTape() as outer:
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                score = critic(x, training=True)
+            loss = tf.reduce_mean(tf.square(tape.gradient(score, x)))
+        return loss, outer.gradient(loss, variables)
+
+    x = tf.constant(rng().random((4, 8, 8, 2), "f"))
+    loss, expected = penalty(x)
+    own_loss, own = run(program_of(lambda x: penalty(x)[0], x))
+    np.testing.assert_allclose(own_loss, loss, rtol=1e-4)
+    for variable, one in zip(variables, expected, strict=True):
+        wanted = np.zeros(variable.shape) if one is None else one
+        np.testing.assert_allclose(own[variable.path], wanted, rtol=1e-3, atol=1e-3)
+    assert analyze(penalty, x).is_complete
+
+
 def test_a_gradient_inside_the_loss_is_analysed():
     critic = keras.Sequential(
         [keras.Input((6,)), layers.Dense(8, activation="tanh"), layers.Dense(1)]
