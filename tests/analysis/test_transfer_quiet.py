@@ -22,17 +22,54 @@ QUIET = {
     "matrix exponential": lambda a, b: torch.matrix_exp(a[:3] / 4).sum(),
     "channel shuffle": lambda a, b: F.channel_shuffle(a.view(1, 4, 3, 1), 2).sum(),
     "a scalar selected": lambda a, b: a.sum().index_select(0, torch.tensor([0])).sum(),
+    "sinc": lambda a, b: torch.sinc(a).sum(),
+    "largest per slot": lambda a, b: _per_slot(a, "amax"),
+    "smallest per slot, at most x": lambda a, b: _per_slot(a, "amin", include_self=False),
+    "index_reduce": lambda a, b: b.index_reduce(0, torch.tensor([0, 1, 1, 3]), a, "amax").sum(),
+    "variances on the diagonal of cov": lambda a, b: torch.cov(a).diagonal().add(0.1).sqrt().sum(),
 }
+LOUD = {
+    "hypot at (0, 0)": (lambda a, b: torch.hypot(a, b).sum(), {("RN106", "hypot")}),
+    "xlogy at (0, 0)": (lambda a, b: torch.xlogy(a, b.square()).sum(), {("RN101", "xlogy")}),
+    "a constant in corrcoef": (
+        lambda a, b: torch.corrcoef(a).sum(),
+        {("RN106", "sqrt"), ("RN103", "div")},
+    ),
+    "eigenvectors of equal values": (
+        lambda a, b: torch.linalg.eigh(a.T @ a)[1].sum(),
+        {("RN106", "_linalg_eigh")},
+    ),
+}
+REMEDIED = {
+    "hypot away from 0": lambda a, b: torch.hypot(a, b.abs() + 1e-3).sum(),
+    "xlogy above 0": lambda a, b: torch.xlogy(a, b.square() + 1e-3).sum(),
+}
+
+
+def _per_slot(a, reduce, **options):
+    index = torch.tensor([[0, 0, 2], [1, 0, 2], [0, 1, 2], [2, 2, 1]])
+    return torch.zeros(4, 3).scatter_reduce(0, index, a, reduce, **options).sum()
 
 
 def _analysis(program):
     return ranum.analyze(program, X.clone().requires_grad_(), Y.clone().requires_grad_())
 
 
+@pytest.mark.filterwarnings("ignore:index_reduce")  # torch calls it beta
 @pytest.mark.parametrize("program", QUIET.values(), ids=QUIET.keys())
 def test_torch_keeps_it_finite(program):
     analysis = _analysis(program)
     assert not analysis.defects
+
+
+@pytest.mark.parametrize("program", REMEDIED.values(), ids=REMEDIED.keys())
+def test_the_remedy_is_quiet(program):
+    assert not _analysis(program).defects
+
+
+@pytest.mark.parametrize(("program", "expected"), LOUD.values(), ids=LOUD.keys())
+def test_a_gradient_that_is_lost_is_found(program, expected):
+    assert {(defect.code, defect.op) for defect in _analysis(program).defects} == expected
 
 
 def test_an_operator_without_a_bound_makes_the_report_incomplete_and_raises_no_alarm():

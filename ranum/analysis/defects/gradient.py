@@ -21,7 +21,8 @@ class InfiniteGradient(DefectRule):
     the ends of their domain, the branch of `where` that was not taken, the root of a variance
     of a constant. Backward operators of an operator that is already reported are not reported
     again. Where torch itself guards the gradient, nothing is reported: `norm`, `std`, `atan2`,
-    `prod` and `cumprod` have finite gradients at 0.
+    `cdist`, `pdist`, `sinc`, `prod` and `cumprod` have finite gradients at 0; `hypot` at (0, 0)
+    and the eigenvectors of equal eigenvalues do not.
 
     Why it matters: the loss looks healthy; the weights are NaN after the step.
 

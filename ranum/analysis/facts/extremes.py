@@ -45,6 +45,58 @@ def _one_is_extreme(graph: Graph, node: Node, intervals: Intervals, result: Inte
     return result
 
 
+_PICKS = {"scatter_reduce": ("gather", "src"), "index_reduce": ("index_select", "source")}
+"""Reductions over slots: how a slot's result is looked up, and the name of what was put there."""
+
+
+@fact("scatter_add", "index_add")
+def _one_met_the_extreme(
+    graph: Graph, node: Node, intervals: Intervals, result: Interval
+) -> Interval:
+    """How many of a slot's elements equal the largest (or smallest) that was put there: one does.
+
+    The count (x == r) + sum over the slot of (source == r), as the gradient of scatter_reduce
+    has it; a slot that nothing was put into keeps x.
+    """
+    own = _compared(graph, node, "x")
+    put = _compared(graph, node, "src" if node.op == "scatter_add" else "source")
+    for total in own:
+        reduced = made_by(graph, total, *_PICKS)
+        if reduced is None or reduced.arguments["reduce"] not in ("amax", "amin"):
+            continue
+        pick, name = _PICKS[reduced.op]
+        x, source = operand_of(graph, reduced, "x"), operand_of(graph, reduced, name)
+        if x not in own or source not in put or not _same_slots(graph, node, reduced):
+            continue
+        looked_up = (made_by(graph, value, pick) for value in put)
+        if any(
+            found is not None
+            and operand_of(graph, found, "x") == total
+            and _same_slots(graph, found, reduced)
+            for found in looked_up
+        ) and not any(value is None or intervals[value].may_nan for value in (x, source)):
+            return result.intersect(lower=1.0)
+    return result
+
+
+def _compared(graph: Graph, node: Node, name: str) -> tuple[int, ...]:
+    """The two values whose equality an argument counts, or none."""
+    value = operand_of(graph, node, name)
+    equal = None if value is None else made_by(graph, value, "eq", through=_CASTS)
+    pair = [] if equal is None else [operand_of(graph, equal, side) for side in ("x", "other")]
+    return tuple(value for value in pair if value is not None)
+
+
+def _same_slots(graph: Graph, node: Node, other: Node) -> bool:
+    """True if two operators run along one dimension with one index."""
+    index = operand_of(graph, node, "index")
+    return (
+        node.arguments["dim"] == other.arguments["dim"]
+        and index is not None
+        and index == operand_of(graph, other, "index")
+    )
+
+
 def _extreme_over(graph: Graph, value: int, of: int) -> tuple[int, ...] | None:
     """Dimensions over which `value` is the largest or smallest of `of`; None if it is not."""
     node = made_by(

@@ -28,17 +28,53 @@ _ZERO_TESTS = {"eq": True, "le": True, "ne": False, "gt": False}
 
 
 def is_guarded(graph: Graph, node: Node, readers: Mapping[int, tuple[int, ...]]) -> bool:
-    """True if every reader of a quotient discards it where the denominator is 0."""
+    """True if every reader of a quotient discards it where the denominator is 0.
+
+    The product of the quotient with something of its shape may be discarded in its place.
+    """
     output, denominator = node.outputs[0], _denominator(graph, node)
-    if output is None or denominator is None or output == graph.loss:
+    if output is None or denominator is None:
+        return False
+    return _is_discarded(graph, output, denominator, readers, depth=2)
+
+
+def _is_discarded(
+    graph: Graph,
+    output: int | None,
+    denominator: int,
+    readers: Mapping[int, tuple[int, ...]],
+    depth: int,
+) -> bool:
+    if output is None or output == graph.loss or depth == 0:
         return False
     read_by = [graph.nodes[index] for index in readers.get(output, ())]
-    return bool(read_by) and all(
-        (guard := _guarded(graph, reader)) is not None
-        and guard[0] == output
-        and _vanishes_only_with(graph, denominator, guard[1])
+    if not read_by:
+        return False
+    return all(
+        _guards(graph, reader, output, denominator)
+        or (
+            _multiplies(graph, reader, output)
+            and _is_discarded(graph, reader.outputs[0], denominator, readers, depth - 1)
+        )
         for reader in read_by
     )
+
+
+def _guards(graph: Graph, reader: Node, output: int, denominator: int) -> bool:
+    guard = _guarded(graph, reader)
+    return (
+        guard is not None
+        and guard[0] == output
+        and _vanishes_only_with(graph, denominator, guard[1])
+    )
+
+
+def _multiplies(graph: Graph, reader: Node, output: int) -> bool:
+    """True for a product with something that is not broadcast over the value."""
+    product = reader.outputs[0]
+    if reader.op != "mul" or product is None:
+        return False
+    return graph.values[product].shape == graph.values[output].shape
 
 
 def _vanishes_only_with(graph: Graph, denominator: int, tested: int) -> bool:

@@ -19,7 +19,7 @@ from ranum.analysis.facts._patterns import (
     reduced_dims,
     sum_slack,
 )
-from ranum.analysis.graph import Graph, Node
+from ranum.analysis.graph import Graph, Node, Ref
 from ranum.analysis.interval import Interval
 
 
@@ -28,6 +28,34 @@ def _same_factors(graph: Graph, node: Node, intervals: Intervals, result: Interv
     """X * x >= 0."""
     x, other = operand_of(graph, node, "x"), operand_of(graph, node, "other")
     return result.intersect(lower=0.0) if x is not None and x == other else result
+
+
+_SAME_PLACES = frozenset({"identity", "reshape"})
+
+
+def _shape(graph: Graph, node: Node) -> tuple[int, ...] | None:
+    number = node.outputs[0]
+    return None if number is None else graph.values[number].shape
+
+
+@fact("diagonal", "diagonal_copy")
+def _own_products(graph: Graph, node: Node, intervals: Intervals, result: Interval) -> Interval:
+    """The diagonal of x x^T, and of that over a positive number, is not negative: variances."""
+    product = operand_of(graph, node, "x")
+    if node.arguments.get("offset", 0) != 0 or product is None:
+        return result
+    made = made_by(graph, product, "mm", "div", through=_SAME_PLACES)
+    if made is not None and made.op == "div":
+        divisor, dividend = made.arguments["other"], operand_of(graph, made, "x")
+        low = intervals[divisor.value].low if isinstance(divisor, Ref) else divisor
+        made = made_by(graph, dividend, "mm") if low > 0 and dividend is not None else None
+    if made is None or _shape(graph, made) != graph.values[product].shape:
+        return result
+    first, second = operand_of(graph, made, "x"), operand_of(graph, made, "mat2")
+    turned = None if second is None else made_by(graph, second, "permute")
+    if turned is None or first is None or operand_of(graph, turned, "x") != first:
+        return result
+    return result.intersect(lower=0.0) if list(turned.arguments["dims"]) == [1, 0] else result
 
 
 @fact("mul", "div")
