@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from ranum._dispatch import DispatchMode
-from ranum.analysis.capture.canonical import bind, name_of
+from ranum.analysis.capture.overload import overload
 from ranum.analysis.evaluate import NotExecutableError, double, evaluate, needed_nodes
 from ranum.analysis.graph import Node, Value
 from ranum.analysis.result import Analysis, Context, Defect, Witness
@@ -356,8 +356,9 @@ class _Probe(DispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs the operator and looks at the one that matters."""
         result = func(*args, **(kwargs or {}))
-        if self.outcome is None and name_of(func) == self._node.op and self._is_here():
-            self._look(bind(func, args, kwargs or {}), result)
+        known = overload(func)
+        if self.outcome is None and known.name == self._node.op and self._is_here():
+            self._look(known.bind(args, kwargs or {}), result)
         return result
 
     def _is_here(self) -> bool:
