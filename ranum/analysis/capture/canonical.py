@@ -185,8 +185,7 @@ def _picks_by_mask(op: str, arguments: dict[str, Any]) -> bool:
     if op == "masked_select":
         return True
     return op == "index" and any(
-        is_tensor(item) and item.dtype in (torch.bool, torch.uint8)
-        for item in arguments["indices"]
+        is_tensor(item) and item.dtype in (torch.bool, torch.uint8) for item in arguments["indices"]
     )
 
 

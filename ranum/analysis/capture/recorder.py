@@ -59,9 +59,7 @@ class Recorder(DispatchMode):
             if tensor.is_floating_point():
                 trace.leaf(tensor, "input", name)
             elif is_integer(tensor):
-                trace.integers.hold(
-                    tensor, name, is_mask=name not in varying and is_mask(tensor)
-                )
+                trace.integers.hold(tensor, name, is_mask=name not in varying and is_mask(tensor))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs the operator, then writes it down."""

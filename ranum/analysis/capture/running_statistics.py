@@ -46,9 +46,7 @@ class StatisticsWrite:
         }
 
     @classmethod
-    def of(
-        cls, trace: Trace, known: Overload, bound: Mapping[str, Any]
-    ) -> StatisticsWrite | None:
+    def of(cls, trace: Trace, known: Overload, bound: Mapping[str, Any]) -> StatisticsWrite | None:
         """The write of an operator about to run; None if it writes no such buffers."""
         if known.name not in _WRITERS or not bound["training"]:
             return None
