@@ -23,7 +23,7 @@ from ranum.analysis.graph import Graph, Node, Ref, Value
 from ranum.analysis.interval import Interval, round_down, round_up
 from ranum.analysis.transfer import rule_for
 from ranum.analysis.transfer.registry import Rule, Twin
-from ranum.analysis.transfer.uniform import Lost, Pair, Unsure
+from ranum.analysis.transfer.uniform import Lost, Unsure
 
 GRADIENT_BOUND = 1.0
 """Upstream gradients are taken to lie in [-1, 1] when a backward operator is judged."""
@@ -326,13 +326,14 @@ def twin_intervals(
         whole: Merge no operand for it.
         marks: Takes up True if something was merged.
     """
-    if (twin.spreads or twin.fragile) and _is_lost(twin, arguments):
-        return [_top(value) for value in values]
-    seen, merged = _ordinary(twin, arguments, whole)
-    if seen is None:
+    case = _ordinary(twin, arguments, whole)
+    if case is None:
         return None
+    seen, merged, may_nan = case
+    if seen is None:
+        return [_top(value) for value in values]
     try:
-        outputs = _intervals(twin.function(values, **seen), values)
+        outputs = _intervals(twin.function(values, **seen), values, twin.wide, may_nan)
     except Lost as lost:
         if merged or len(values) != 1 or values[0] is None:
             return None
@@ -345,57 +346,66 @@ def twin_intervals(
     return outputs
 
 
-def _is_lost(twin: Twin, arguments: Mapping[str, Any]) -> bool:
-    """True if an operand is so wide that the results can be anything."""
-    for name, item in arguments.items():
-        if not isinstance(item, Interval) or name in twin.aside:
-            continue
-        if name in twin.exact and item.is_point:
-            continue
-        if not item.is_finite and (twin.fragile or item.is_anything):
-            return True
-    return False
-
-
 def _ordinary(
     twin: Twin, arguments: Mapping[str, Any], whole: bool
-) -> tuple[dict[str, Any] | None, bool]:
-    """The arguments for a twin, or None, and whether anything was merged for it."""
-    seen, merged = dict(arguments), False
-    bounds: list[Interval] = []
+) -> tuple[Mapping[str, Any] | None, bool, bool] | None:
+    """The arguments for a twin, whether some were merged for it, whether one may be NaN.
+
+    None if the case is not ordinary; None for the arguments if the results can be anything.
+    """
+    seen, merged, may_nan, fits = arguments, False, False, True
+    first: Interval | None = None
     for name, argument in arguments.items():
         item = argument
         if isinstance(item, Interval):
+            if (
+                not item.is_finite
+                and (twin.fragile or (twin.spreads and item.is_anything))
+                and name not in twin.aside
+                and not (name in twin.exact and item.is_point)
+            ):
+                return None, False, True
             if not item.is_uniform:
                 if name in twin.aside or (name in twin.exact and item.is_point):
                     continue
                 if whole or twin.moves or item.is_empty_tensor:
-                    return None, False
-                item = seen[name] = item.merged()
-                merged = True
-            if item.is_finite or (twin.masks and not item.may_nan and item.high < math.inf):
-                bounds.append(item)
-            elif name not in twin.aside:
-                return None, False
+                    fits = False
+                    continue
+                item, merged = item.merged(), True
+                if seen is arguments:
+                    seen = dict(arguments)
+                seen[name] = item  # type: ignore[index]
+                if not (item.is_finite or _is_mask(twin, item) or name in twin.aside):
+                    fits = False
+                    continue
+            elif not (item.is_finite or twin.wide or _is_mask(twin, item) or name in twin.aside):
+                fits = False
+                continue
+            parts: Sequence[Any] = (item,)
         elif isinstance(item, (list, tuple)):
-            for part in item:
-                if isinstance(part, Interval) and not part.is_empty_tensor:
-                    if not (part.is_uniform and part.is_finite):
-                        return None, False
-                    bounds.append(part)
-    if twin.hulls and any(_differ(item, bounds[0]) for item in bounds):
-        if whole:
-            return None, False
-        merged = True
-    return seen, merged
+            parts = [x for x in item if isinstance(x, Interval) and not x.is_empty_tensor]
+            if not all(x.is_uniform and (x.is_finite or twin.wide) for x in parts):
+                fits = False
+                continue
+        else:
+            continue
+        for part in parts:
+            may_nan = may_nan or part.may_nan
+            if twin.hulls:
+                first = part if first is None else first
+                if part.low != first.low or part.high != first.high:
+                    if whole:
+                        fits = False
+                    merged = True
+    return (seen, merged, may_nan) if fits else None
 
 
-def _differ(first: Interval, second: Interval) -> bool:
-    return first.low != second.low or first.high != second.high
+def _is_mask(twin: Twin, item: Interval) -> bool:
+    return twin.masks and not item.may_nan and item.high < math.inf
 
 
 def _intervals(
-    pairs: Pair | Sequence[Pair | None], values: Sequence[Value | None]
+    pairs: Any, values: Sequence[Value | None], wide: bool, may_nan: bool
 ) -> list[Interval]:
     """One interval per output, rounded outward into its dtype."""
     if isinstance(pairs, tuple):
@@ -409,10 +419,17 @@ def _intervals(
             outputs.append(_top(value))
         else:
             dtype = value.dtype
-            low, high = round_down(pair[0], dtype), round_up(pair[1], dtype)
-            if not high - low < float("inf") or 0 in value.shape or dtype.is_complex:
+            low, high, nan = pair if len(pair) == 3 else (*pair, may_nan)
+            low, high = round_down(low, dtype), round_up(high, dtype)
+            if not high - low < math.inf:
+                if not wide:
+                    raise Unsure
+                if math.isnan(low) or math.isnan(high):
+                    low, high, nan = -math.inf, math.inf, True
+            if 0 in value.shape or dtype.is_complex:
                 raise Unsure
-            outputs.append(Interval.uniform(low, high, value.shape, dtype))
+            nan = nan and dtype.is_floating_point
+            outputs.append(Interval.uniform(low, high, value.shape, dtype, nan))
     return outputs
 
 

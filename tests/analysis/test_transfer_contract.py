@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -150,6 +151,60 @@ def test_twins_contain_the_results_of_any_box(op, boxes, data):
         boxes = [Sketch(b.seed, min(b.radius, 3.0)) for b in boxes]
     rule = rule_for(op)
     check_twin(case, rule.twin, rule.function, boxes, dtype)
+
+
+_WIDE = sorted({case.op for case in _RULED.values() if case.wild} & {
+    op for op, twin in twins().items() if twin.wide
+})  # fmt: skip
+_WILD = [
+    Sketch(seed, radius, infinite=infinite, nan=nan, edges=True, huge=huge)
+    for seed, (infinite, radius, nan, huge) in enumerate(
+        [
+            ((False, False), 0.3, True, False),
+            ((False, False), 3.0, False, True),
+            ((True, False), 0.3, False, False),
+            ((True, False), 3.0, True, True),
+            ((False, True), 3.0, False, False),
+            ((False, True), 0.3, False, True),
+            ((True, True), 0.3, False, False),
+            ((True, True), 3.0, True, True),
+        ]
+    )
+]
+
+
+@pytest.mark.parametrize("op", _WIDE)
+def test_wide_twins_contain_infinities_and_nan(op):
+    _check_wide(op, _WILD[3:7], 1)
+
+
+@pytest.mark.slow  # 60 s
+@pytest.mark.parametrize("op", _WIDE)
+def test_wide_twins_contain_infinities_and_nan_in_every_dtype(op):
+    _check_wide(op, _WILD, None)
+
+
+def _check_wide(op, wild, dtypes):
+    rule, answered = rule_for(op), 0
+    for case in (case for case in _RULED.values() if case.op == op and case.wild):
+        for dtype in case.floating[:dtypes]:
+            for sketch in wild:
+                other = replace(_WILD[3 * sketch.seed % len(_WILD)], seed=sketch.seed + 99)
+                sketches = [sketch, other]
+                answered += check_twin(case, rule.twin, rule.function, sketches, dtype)
+    assert answered, f"the twin of {op} never answered"
+
+
+def test_a_twin_that_forgets_nan_is_caught():
+    twin = Twin(lambda out, x, other: (-torch.inf, torch.inf, False), *[frozenset()] * 2, wide=True)
+    sketches = [Sketch(seed, radius=0.5, infinite=(True, True)) for seed in range(20)]
+    with pytest.raises(AssertionError, match="may_nan=False"):
+        _check_twins(twin, sketches)
+
+
+def _check_twins(twin, sketches):
+    for sketch in sketches:
+        check_twin(_ADD, twin, rule_for("add").function, [sketch, sketch])
 
 
 _ENDS = (0.0, 1.0, -1.0, 5.0, 3e38, -3e38, 1e-40, -1e-30, 1e20)

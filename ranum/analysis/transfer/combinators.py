@@ -201,10 +201,8 @@ def bent(
         x = floating(x)
     elif x.is_point:
         return Interval.point(function(x.lower))
-    if x.is_uniform and x.is_finite and domain[0] <= x.low and x.high <= domain[1]:
-        result = _bent_pair(function, x, knots)
-        if result is not None:
-            return inexact(result, ulps, absolute, image)
+    if x.is_uniform and x.dtype.is_floating_point:
+        return _bent_pair(function, x, knots, domain, image, at_infinity, ulps, absolute)
     nan = x.may_nan
     if domain != REAL:
         nan = nan or is_possible((x.lower < domain[0]) | (x.upper > domain[1]))
@@ -221,18 +219,34 @@ def bent(
 
 
 def _bent_pair(
-    function: Callable[[Tensor], Tensor], x: Interval, knots: Sequence[tuple[float, float]]
-) -> Interval | None:
-    """The range for one finite pair of bounds; None if it is not finite."""
-    ends = function(torch.tensor((x.low, x.high), dtype=x.dtype))
-    first, last = ends.tolist()
-    low, high = min(first, last), max(first, last)
+    function: Callable[[Tensor], Tensor],
+    x: Interval,
+    knots: Sequence[tuple[float, float]],
+    domain: Limits,
+    image: Limits,
+    at_infinity: Limits,
+    ulps: int,
+    absolute: float,
+) -> Interval:
+    """The range for one pair of bounds, in Python numbers but for the function itself."""
+    low, high, nan = x.low, x.high, x.may_nan
+    if low < domain[0] or high > domain[1]:
+        nan = True
+        low, high = (min(max(end, domain[0]), domain[1]) for end in (low, high))
+    ends = function(torch.tensor((low, high), dtype=x.dtype))
+    values = ends.tolist()
+    for index, end in enumerate((low, high)):
+        if math.isnan(values[index]):
+            nan = True
+            values[index] = at_infinity[end > 0] if end else values[index]
+    low, high = (values[0], values[1]) if values[0] <= values[1] else (values[1], values[0])
+    if math.isnan(low) or math.isnan(high):
+        low, high = -math.inf, math.inf
     for position, value in knots:
         if x.low <= position <= x.high:
             low, high = min(low, value), max(high, value)
-    if not (math.isfinite(low) and math.isfinite(high)):
-        return None
-    return Interval.between(low, high, x.shape, ends.dtype)
+    result = Interval.uniform(low, high, x.shape, ends.dtype, nan)
+    return inexact(result, ulps, absolute, image)
 
 
 def _with_limit(value: Tensor, at: Tensor, limits: Limits) -> tuple[Tensor, bool]:

@@ -10,8 +10,8 @@ result that torch can produce from elements inside the operands; it need not be 
     def log(x: Interval) -> Interval:
         '''Increasing on (0, inf); NaN below 0.'''
 
-An operator may have a second, much faster rule for the ordinary case of one finite pair of
-bounds per tensor: its *twin*, registered with `uniform`. See `transfer.uniform`.
+An operator may have a second, much faster rule for the ordinary case of one pair of bounds
+per tensor: its *twin*, registered with `uniform`. See `transfer.uniform`.
 
 Families live in sibling files; importing `ranum.analysis.transfer` fills the table.
 """
@@ -47,7 +47,7 @@ class Rule:
 
     @property
     def twin(self) -> Twin | None:
-        """The same on one finite pair of bounds per tensor, if there is one."""
+        """The same on one pair of bounds per tensor, if there is one."""
         return _TWINS.get(self.op)
 
     @property
@@ -69,6 +69,8 @@ class Twin:
         spreads: True if one operand that can be anything makes the results so.
         fragile: True if one operand that can be infinite does.
         masks: True if an operand with -inf in some of its blocks may be merged as well.
+        wide: True if operands may be infinite or NaN. A result that does not say so itself, as
+            a third entry, can be NaN if an operand can.
     """
 
     function: Function
@@ -79,6 +81,7 @@ class Twin:
     spreads: bool = False
     fragile: bool = False
     masks: bool = False
+    wide: bool = False
 
 
 _RULES: dict[str, Rule] = {}

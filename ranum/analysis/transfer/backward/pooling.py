@@ -23,6 +23,15 @@ def _each(value: int | Sequence[int], count: int) -> tuple[int, ...]:
     return values * count if len(values) == 1 else values
 
 
+def overlap(
+    kernel_size: Sequence[int], stride: Sequence[int], dilation: Sequence[int], spatial: int
+) -> int:
+    """In how many windows an element can lie, from ATen's arguments."""
+    kernel = _each(kernel_size, spatial)
+    strides = _each(stride, spatial) if stride else kernel
+    return _overlap(kernel, strides, _each(dilation, spatial))
+
+
 def _scattered(
     grad: Interval, shape: Sequence[int], spatial: int, count: int, factor: float = 1.0
 ) -> Interval:
@@ -49,10 +58,8 @@ def max_pool2d_with_indices_backward(
 ) -> Interval:
     """The sum of the gradients of the windows that an element wins."""
     spatial = 3 if len(kernel_size) == 3 or len(x.shape) == 5 else 2
-    kernel = _each(kernel_size, spatial)
-    strides = _each(stride, spatial) if stride else kernel
-    count = _overlap(kernel, strides, _each(dilation, spatial))
-    return _scattered(grad_output, x.shape, spatial, count)
+    windows = overlap(kernel_size, stride, dilation, spatial)
+    return _scattered(grad_output, x.shape, spatial, windows)
 
 
 def _adaptive_overlap(inner: Sequence[int], outer: Sequence[int]) -> int:

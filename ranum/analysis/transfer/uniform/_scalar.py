@@ -1,7 +1,8 @@
 """Interval arithmetic on one pair of Python numbers, for rules that see one bound per tensor.
 
-Everything here is for the ordinary case: finite bounds, no NaN, results inside the dtype.
-Whatever leaves it raises `Unsure`, and the transfer function of the operator decides.
+Most of it is for the ordinary case: finite bounds, no NaN, results inside the dtype.
+Whatever leaves it raises `Unsure`, and the transfer function of the operator decides. What is
+for infinite bounds too (`settled`, `summed`) follows `_common.Box`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,12 @@ from ranum.analysis.transfer._common import accumulator, largest, smallest, sum_
 
 Pair: TypeAlias = tuple[float, float]
 """Lower and upper bound of every element."""
+
+Bounds: TypeAlias = tuple[float, float, bool]
+"""The same, and whether an element can be NaN."""
+
+ANYTHING: Bounds = (-math.inf, math.inf, True)
+"""Nothing is known."""
 
 Operand: TypeAlias = Interval | float | int | bool
 
@@ -40,6 +47,11 @@ class Lost(Unsure):
         self.may_nan = may_nan
 
 
+def tainted(*operands: Operand | None) -> bool:
+    """True if an operand can be NaN."""
+    return any(isinstance(operand, Interval) and operand.may_nan for operand in operands)
+
+
 def pair(x: Interval) -> Pair:
     """Both bounds."""
     return x.low, x.high
@@ -60,9 +72,16 @@ def with_zero(a: Pair) -> Pair:
     return min(a[0], 0.0), max(a[1], 0.0)
 
 
+def is_bounded(a: Pair) -> bool:
+    """True if both ends are finite."""
+    return a[1] - a[0] < math.inf
+
+
 def product(a: Pair, b: Pair) -> Pair:
-    """Extremes of x y, not rounded."""
-    corners = (a[0] * b[0], a[0] * b[1], a[1] * b[0], a[1] * b[1])
+    """Extremes of x y, not rounded; 0 * inf, which is NaN as well, counts as 0."""
+    corners = [a[0] * b[0], a[0] * b[1], a[1] * b[0], a[1] * b[1]]
+    if not (is_bounded(a) and is_bounded(b)):
+        corners = [0.0 if math.isnan(corner) else corner for corner in corners]
     return min(corners), max(corners)
 
 
@@ -88,6 +107,54 @@ def outward(a: Pair, dtype: torch.dtype, ulps: float = ULPS, absolute: float = 0
     if not (least >= -limit and most <= limit):
         raise Unsure
     return least, most
+
+
+def settled(a: Pair, dtype: torch.dtype, ulps: float = ULPS) -> Pair:
+    """As `outward`, but what overflows becomes infinite; see `Box.rounded`."""
+    relative, floor, limit = ulps * unit_roundoff(dtype), smallest(dtype), largest(dtype)
+    low, high = a
+    if low - low == 0.0:
+        least = low - (abs(low) * relative + floor)
+        least = max(least, 0.0) if low >= 0 else least
+        low = -math.inf if least < -limit else min(least, limit)
+    if high - high == 0.0:
+        most = high + (abs(high) * relative + floor)
+        most = min(most, 0.0) if high <= 0 else most
+        high = math.inf if most > limit else max(most, -limit)
+    return low, high
+
+
+def summed(a: Pair, terms: float, dtype: torch.dtype) -> Bounds:
+    """As `times`, for bounds and sums of any size; see `Box.sum`."""
+    if terms <= 0:
+        raise Unsure
+    error, limit, floor = sum_error(terms, dtype), largest(dtype), terms * smallest(dtype)
+    low, high = a[0] * terms, a[1] * terms
+    negative, positive = min(low, 0.0), max(high, 0.0)
+    if (low == math.inf) > (a[0] == math.inf) or (high == -math.inf) > (a[1] == -math.inf):
+        raise Unsure
+    if error < 0.25:
+        least = low - (2 * error * (abs(low) - 2 * negative) + floor)
+        most = high + (2 * error * (abs(high) + 2 * positive) + floor)
+    else:
+        least = low - (2 * error * (positive - negative) + floor)
+        most = high + (2 * error * (positive - negative) + floor)
+    least = -math.inf if math.isnan(least) else least
+    most = math.inf if math.isnan(most) else most
+    least = max(least, 0.0) if negative == 0 else least
+    most = min(most, 0.0) if positive == 0 else most
+    above, below = positive * (1 + error) > limit, -negative * (1 + error) > limit
+    if low != math.inf:
+        least = -math.inf if below else min(least, limit)
+    if high != -math.inf:
+        most = math.inf if above else max(most, -limit)
+    return low if low == math.inf else least, high if high == -math.inf else most, above and below
+
+
+def averaged(a: Pair, terms: float, dtype: torch.dtype, ulps: float = ULPS) -> Bounds:
+    """As `average`, for bounds and sums of any size."""
+    low, high, lost = summed(a, terms, dtype)
+    return *settled((low / terms, high / terms), dtype, ulps), lost
 
 
 def times(a: Pair, terms: float, dtype: torch.dtype) -> Pair:
@@ -161,6 +228,6 @@ def same_dtype(*operands: Interval | None) -> torch.dtype:
     return dtype
 
 
-def chosen(pairs: Sequence[Pair], mask: Sequence[bool]) -> list[Pair | None]:
+def chosen(pairs: Sequence[Pair | Bounds], mask: Sequence[bool]) -> list[Pair | Bounds | None]:
     """The gradients that were asked for."""
     return [item if wanted else None for item, wanted in zip(pairs, mask, strict=True)]

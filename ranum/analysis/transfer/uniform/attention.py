@@ -10,12 +10,15 @@ from ranum.analysis.transfer._common import largest, sum_error
 from ranum.analysis.transfer.attention import logit_unit
 from ranum.analysis.transfer.registry import uniform
 from ranum.analysis.transfer.uniform._scalar import (
-    Pair,
+    ANYTHING,
+    Bounds,
     Unsure,
     outward,
     pair,
     peak,
     same_dtype,
+    tainted,
+    with_zero,
     working,
 )
 
@@ -32,7 +35,7 @@ def _logit(query: Interval, key: Interval, scale: float | None) -> tuple[float, 
     return total * factor, factor
 
 
-@uniform("_scaled_dot_product_flash_attention_for_cpu")
+@uniform("_scaled_dot_product_flash_attention_for_cpu", wide=True)
 def flash_attention(
     out: Outputs,
     query: Interval,
@@ -42,23 +45,33 @@ def flash_attention(
     is_causal: bool = False,
     attn_mask: Interval | None = None,
     scale: float | None = None,
-) -> list[Pair]:
+) -> list[Bounds]:
     """Between the extremes of `value`; and log sum exp of the logits. No mask, no dropout."""
     if attn_mask is not None or dropout_p > 0:
         raise Unsure
     same_dtype(query, key, value)
     dtype, keys = working(query), key.shape[-2]
-    top, _ = _logit(query, key, scale)
-    slack = 2 * sum_error(keys + 64, dtype) + 8 * unit_roundoff(query.dtype)
-    if keys < 1 or not peak(value) * keys < largest(dtype) / 2:
+    if keys < 1:
         raise Unsure
-    low, high = pair(value)
-    result = outward((low - slack * peak(value), high + slack * peak(value)), dtype)
-    lse = (min(-top, 0.0), top + math.log(keys))
-    return [result, outward(lse, dtype, 64, absolute=sum_error(keys + 64, dtype))]
+    try:
+        top, _ = _logit(query, key, scale)
+        lse = outward(
+            (min(-top, 0.0), top + math.log(keys)), dtype, 64, sum_error(keys + 64, dtype)
+        )
+        lost = tainted(query, key)
+    except Unsure:
+        lse, lost = ANYTHING[:2], True
+    slack = (2 * sum_error(keys + 64, dtype) + 8 * unit_roundoff(query.dtype)) * peak(value)
+    result = ANYTHING
+    if peak(value) * keys < largest(dtype) / 2:
+        low, high = with_zero(pair(value)) if lost else pair(value)
+        result = (*outward((low - slack, high + slack), dtype), lost or value.may_nan)
+    return [result, (*lse, lost)]
 
 
-@uniform("_scaled_dot_product_flash_attention_for_cpu_backward", aside=("logsumexp", "out"))
+@uniform(
+    "_scaled_dot_product_flash_attention_for_cpu_backward", aside=("logsumexp", "out"), wide=True
+)
 def flash_attention_backward(
     outputs: Outputs,
     grad_out: Interval,
@@ -71,21 +84,27 @@ def flash_attention_backward(
     attn_mask: Interval | None = None,
     scale: float | None = None,
     out: Interval | None = None,
-) -> list[Pair]:
+) -> list[Bounds]:
     """2 E |grad| |value| |key| scale for the query, and alike. No mask, no dropout."""
     if attn_mask is not None or dropout_p > 0:
         raise Unsure
+    anything = [ANYTHING] * 3
+    if not all(x.is_finite for x in (grad_out, query, key, value)):
+        return anything
     dtype, width, features = working(query), query.shape[-1], value.shape[-1]
     rows, keys = query.shape[-2], key.shape[-2]
     heads = max(query.shape[1] // max(key.shape[1], 1), 1) if len(query.shape) == 4 else 1
     g, q, k, v = (peak(x) for x in (grad_out, query, key, value))
-    top, factor = _logit(query, key, scale)
+    try:
+        top, factor = _logit(query, key, scale)
+    except Unsure:
+        return anything
     error = sum_error(width + features + rows * heads + keys + 64, dtype)
     error += 64 * unit_roundoff(query.dtype)
     of_logits = sum_error(width + 64, dtype) + 64 * logit_unit(query.dtype)
     exponent = 2 * of_logits * (top + math.log(max(keys, 1)) + 1) + sum_error(keys + 64, dtype)
     if exponent > 80:
-        raise Unsure
+        return anything
     weight = math.exp(exponent) * (1 + 4 * error)
     to_logits = 2 * features * g * v * weight
     sizes = (
@@ -95,5 +114,5 @@ def flash_attention_backward(
     )
     worst = max(*sizes, to_logits, features * keys * g * v, rows * heads * q * to_logits * 4)
     if not worst < largest(query.dtype) / 4:
-        raise Unsure
-    return [outward((-reach, reach), dtype) for reach in sizes]
+        return anything
+    return [(*outward((-reach, reach), dtype), False) for reach in sizes]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from contextlib import suppress
 
 from ranum.analysis.graph import Value
 from ranum.analysis.interval import Interval
@@ -10,22 +12,27 @@ from ranum.analysis.transfer._common import largest, smallest
 from ranum.analysis.transfer.contraction import product_error
 from ranum.analysis.transfer.registry import uniform
 from ranum.analysis.transfer.uniform._scalar import (
+    ANYTHING,
+    Bounds,
     Lost,
     Pair,
     Unsure,
     count,
     outward,
     pair,
-    peak,
     product,
     same_dtype,
+    settled,
     size,
-    times,
+    summed,
     with_zero,
     working,
 )
 
 Outputs = tuple[Value, ...]
+
+_LOST = 0.51
+"""Share of the largest number from which on the transfer function gives up on a sum."""
 
 
 def _summed(a: Pair, b: Interval, terms: int, sums: Sequence[int], conv: bool = False) -> Pair:
@@ -44,7 +51,10 @@ def _summed(a: Pair, b: Interval, terms: int, sums: Sequence[int], conv: bool = 
     error = product_error(terms, b.dtype, b.device, conv=conv)
     floor = terms * smallest(dtype)
     if b.is_uniform or not b.is_point:
-        low, high = outward(product(a, pair(b)), dtype)
+        corners = product(a, pair(b))
+        if size(corners) * terms > _LOST * largest(b.dtype):
+            raise Lost
+        low, high = outward(corners, dtype)
         worst = size((low, high)) * terms
         least, most = low * terms, high * terms
     else:
@@ -54,6 +64,8 @@ def _summed(a: Pair, b: Interval, terms: int, sums: Sequence[int], conv: bool = 
         middle, spread = total * centre, magnitude * radius
         worst = float(magnitude.max()) * size(a)
         least, most = float((middle - spread).min()), float((middle + spread).max())
+    if worst > _LOST * largest(b.dtype):
+        raise Lost
     if not worst * (1 + error) <= largest(b.dtype) / 2:
         raise Unsure
     lower, upper = outward((least - error * worst - floor, most + error * worst + floor), dtype)
@@ -77,8 +89,6 @@ def _matrices(a: Interval, b: Interval) -> Pair:
     """`[..., N, K] @ [..., K, M]`; one of them may be known in full."""
     same_dtype(a, b)
     terms = a.shape[-1]
-    if a.is_uniform and b.is_uniform and peak(a) * peak(b) * terms > 4 * largest(a.dtype):
-        raise Lost
     if a.is_point and not a.is_uniform:
         return _summed(pair(b), a, terms, (-1,))
     return _summed(pair(a), b, terms, (-2,))
@@ -88,6 +98,21 @@ def _matrices(a: Interval, b: Interval) -> Pair:
 def mm(out: Outputs, x: Interval, mat2: Interval) -> Pair:
     """`[..., N, K] @ [..., K, M]`."""
     return _matrices(x, mat2)
+
+
+@uniform("mv", exact=("x", "vec"), fragile=True)
+def mv(out: Outputs, x: Interval, vec: Interval) -> Pair:
+    """`[N, K] @ [K]`."""
+    same_dtype(x, vec)
+    if x.is_point and not x.is_uniform:
+        return _summed(pair(vec), x, x.shape[-1], (-1,))
+    return _summed(pair(x), vec, x.shape[-1], (-1,))
+
+
+@uniform("dot", exact=("x", "tensor"), fragile=True)
+def dot(out: Outputs, x: Interval, tensor: Interval) -> Pair:
+    """`[K] . [K]`."""
+    return mv(out, x, tensor)
 
 
 @uniform("addmm", exact=("mat1", "mat2"), fragile=True)
@@ -148,7 +173,7 @@ def convolution(
     return _plus(total, bias, count(weight), conv=True)
 
 
-@uniform("convolution_backward")
+@uniform("convolution_backward", wide=True)
 def convolution_backward(
     out: Outputs,
     grad_output: Interval,
@@ -162,21 +187,29 @@ def convolution_backward(
     output_padding: Sequence[int],
     groups: int,
     output_mask: Sequence[bool],
-) -> list[Pair | None]:
+) -> list[Bounds | None]:
     """The convolution run backwards, and sums over batch and positions."""
     dtype = working(input)
     same_dtype(grad_output, input, weight)
-    grad, x = pair(grad_output), pair(input)
-    results: list[Pair | None] = [None, None, None]
+    grad = pair(grad_output)
+    results: list[Bounds | None] = [None, None, None]
     outputs = count(grad_output) // max(grad_output.shape[1], 1)
     if output_mask[0]:
-        results[0] = _channels(grad, weight, groups, transposed=not transposed, partial=True)
+        results[0] = ANYTHING
+        if grad_output.is_finite and weight.is_finite:
+            with suppress(Lost):
+                back = _channels(grad, weight, groups, transposed=not transposed, partial=True)
+                results[0] = (*back, False)
     if output_mask[1]:
+        results[1] = ANYTHING
         terms = min(outputs, count(input) // max(input.shape[1], 1))
-        one = with_zero(outward(product(grad, x), dtype))
-        low, high = times(one, terms, dtype)
-        slack = product_error(terms, input.dtype, input.device, conv=True) * terms * size(one)
-        results[1] = outward((low - slack, high + slack), dtype)
+        if grad_output.is_finite and input.is_finite:
+            one = with_zero(settled(product(grad, pair(input)), dtype))
+            low, high, _ = summed(one, terms, dtype)
+            slack = product_error(terms, input.dtype, input.device, conv=True) * terms * size(one)
+            if high - low < math.inf:
+                results[1] = (*settled((low - slack, high + slack), dtype), False)
     if output_mask[2]:
-        results[2] = times(grad, outputs, dtype)
+        low, high, lost = summed(grad, outputs, dtype)
+        results[2] = (low, high, lost or grad_output.may_nan)
     return results

@@ -10,14 +10,17 @@ from ranum.analysis.interval import Interval
 from ranum.analysis.transfer.loss import MEAN, SUM, valid_targets
 from ranum.analysis.transfer.registry import uniform
 from ranum.analysis.transfer.uniform._scalar import (
+    Bounds,
     Pair,
     Unsure,
     average,
+    averaged,
     count,
     outward,
     pair,
     product,
     same_dtype,
+    summed,
     times,
     with_zero,
 )
@@ -25,7 +28,7 @@ from ranum.analysis.transfer.uniform._scalar import (
 Outputs = tuple[Value, ...]
 
 
-@uniform("nll_loss_forward", "nll_loss2d_forward", aside=("target",))
+@uniform("nll_loss_forward", "nll_loss2d_forward", aside=("target",), wide=True)
 def nll_loss_forward(
     out: Outputs,
     x: Interval,
@@ -33,15 +36,16 @@ def nll_loss_forward(
     weight: Interval | None,
     reduction: int,
     ignore_index: int,
-) -> list[Pair]:
+) -> list[Bounds]:
     """Mean or sum of -x over the targets that count, for known targets without weights."""
     number, ignored = valid_targets(target, ignore_index)
     known = target.is_point or not ignored
     if weight is not None or number == 0 or not known or reduction not in (MEAN, SUM):
         raise Unsure
     loss = (-x.high, -x.low)
-    fold = average if reduction == MEAN else times
-    return [fold(loss, number, x.dtype), (float(number), float(number))]
+    fold = averaged if reduction == MEAN else summed
+    low, high, lost = fold(loss, number, x.dtype)
+    return [(low, high, lost or x.may_nan), (float(number), float(number), False)]
 
 
 @uniform("nll_loss_backward", "nll_loss2d_backward", aside=("target", "x"))

@@ -10,20 +10,24 @@ import torch
 
 from ranum.analysis.graph import Value
 from ranum.analysis.interval import Interval, unit_roundoff
-from ranum.analysis.transfer._common import smallest, sum_error
+from ranum.analysis.transfer._common import largest, smallest, sum_error
 from ranum.analysis.transfer.backward.normalization import norm_gradients
 from ranum.analysis.transfer.normalization import normalized
 from ranum.analysis.transfer.registry import uniform
 from ranum.analysis.transfer.uniform._scalar import (
+    ANYTHING,
+    Bounds,
     Pair,
     Unsure,
     average,
+    averaged,
     chosen,
     count,
     outward,
     pair,
     peak,
     product,
+    settled,
     size,
     times,
     with_zero,
@@ -43,14 +47,17 @@ def _layer(
     terms: int,
     eps: float,
     unit: float,
-) -> list[Pair]:
+) -> list[Pair | Bounds]:
     """Z weight + bias, the mean, and 1 / sqrt(var + eps)."""
     dtype = working(x)
     if terms < 1:
         raise Unsure
     reach, least, root, lost = normalized(x.low, x.high, dtype, terms, eps, peak(weight), unit)
     if lost:
-        raise Unsure
+        rstd = settled((least, root), dtype, 16 * unit / unit_roundoff(dtype))
+        fits = peak(x) < math.sqrt(largest(dtype) / terms) / 4
+        mean = averaged(pair(x), terms, dtype, 24) if fits else ANYTHING
+        return [ANYTHING, mean, (*rstd, True)]
     result = (-reach, reach)
     if weight is not None:
         result = outward(product(result, pair(weight)), dtype)
@@ -60,7 +67,7 @@ def _layer(
     return [result, average(pair(x), terms, dtype, 24), rstd]
 
 
-@uniform("native_layer_norm", fragile=True)
+@uniform("native_layer_norm", fragile=True, wide=True)
 def native_layer_norm(
     out: Outputs,
     input: Interval,
@@ -68,13 +75,13 @@ def native_layer_norm(
     weight: Interval | None,
     bias: Interval | None,
     eps: float,
-) -> list[Pair]:
+) -> list[Pair | Bounds]:
     """See `transfer.normalization`."""
     terms = math.prod(normalized_shape)
     return _layer(input, weight, bias, terms, eps, unit_roundoff(working(input)))
 
 
-@uniform("native_group_norm", fragile=True)
+@uniform("native_group_norm", fragile=True, wide=True)
 def native_group_norm(
     out: Outputs,
     input: Interval,
@@ -85,7 +92,7 @@ def native_group_norm(
     HxW: int,  # noqa: N803
     group: int,
     eps: float,
-) -> list[Pair]:
+) -> list[Pair | Bounds]:
     """Like layer_norm over the C / group channels and HxW positions of each group."""
     terms = C // group * HxW
     return _layer(input, weight, bias, terms, eps, unit_roundoff(working(input)))
@@ -96,6 +103,7 @@ def native_group_norm(
     "_native_batch_norm_legit",
     aside=("running_mean", "running_var"),
     fragile=True,
+    wide=True,
 )
 def native_batch_norm(
     out: Outputs,
@@ -107,7 +115,7 @@ def native_batch_norm(
     training: bool = True,
     momentum: float = 0.1,
     eps: float = 1e-5,
-) -> list[Pair]:
+) -> list[Pair | Bounds]:
     """In training; evaluation is left to the transfer function."""
     if not training:
         raise Unsure
@@ -124,18 +132,20 @@ def _share(gap: float, others: int) -> float:
     return 1 / (1 + others * math.exp(gap)) if gap < _GAP else 0.0
 
 
-@uniform("_safe_softmax", masks=True)
-def safe_softmax(out: Outputs, x: Interval, dim: int, **_: Any) -> Pair:
+@uniform("_safe_softmax", masks=True, wide=True)
+def safe_softmax(out: Outputs, x: Interval, dim: int, **_: Any) -> Pair | Bounds:
     """As softmax, but 0 in a row of nothing but -inf."""
-    if x.low == -math.inf:
-        return 0.0, 1 + 4 * unit_roundoff(working(x))
+    if not x.high - x.low < math.inf:
+        return 0.0, 1 + 4 * unit_roundoff(working(x)), x.may_nan or x.high == math.inf
     return softmax(out, x, dim)
 
 
-@uniform("_softmax")
-def softmax(out: Outputs, x: Interval, dim: int, **_: Any) -> Pair:
+@uniform("_softmax", wide=True)
+def softmax(out: Outputs, x: Interval, dim: int, **_: Any) -> Pair | Bounds:
     """Between the shares of a least and of a largest logit among opposite ones."""
     dtype = working(x)
+    if not x.high - x.low < math.inf:
+        return 0.0, 1 + 4 * unit_roundoff(dtype), True
     classes = x.shape[dim] if x.shape else 1
     gap = x.high - x.low
     low, high = _share(gap, classes - 1), _share(-gap, classes - 1)
@@ -148,22 +158,24 @@ def softmax(out: Outputs, x: Interval, dim: int, **_: Any) -> Pair:
     return max(low, 0.0), high if high < 1 else 1 + 4 * unit
 
 
-@uniform("_log_softmax", spreads=True)
-def log_softmax(out: Outputs, x: Interval, dim: int, **_: Any) -> Pair:
+@uniform("_log_softmax", spreads=True, wide=True)
+def log_softmax(out: Outputs, x: Interval, dim: int, **_: Any) -> Pair | Bounds:
     """Between minus the gap minus log n, and 0 up to rounding, however large x is."""
     dtype = working(x)
     classes = x.shape[dim] if x.shape else 1
     gap = x.high - x.low
+    rounding = 2 * sum_error(classes + 32, dtype)
+    if dtype is not x.dtype:
+        rounding += 4 * unit_roundoff(x.dtype)
+    most = 16 * unit_roundoff(dtype) * (math.log(classes) + 1) + rounding
+    if not gap < math.inf:
+        return -math.inf, settled((0.0, most), dtype)[1], True
     low = -gap - math.log(classes)
     high = -math.log1p((classes - 1) * math.exp(max(-gap, -_GAP)))
     largest_logit = size(pair(x)) + math.log(classes) + 1
     slack = 16 * unit_roundoff(dtype) * (largest_logit + abs(low))
-    rounding = 2 * sum_error(classes + 32, dtype)
-    if dtype is not x.dtype:
-        rounding += 4 * unit_roundoff(x.dtype)
     slack += rounding
-    most = 16 * unit_roundoff(dtype) * (math.log(classes) + 1) + rounding
-    return outward((low - slack, min(high + slack, most)), dtype)
+    return settled((low - slack, min(high + slack, most)), dtype)
 
 
 @uniform("_softmax_backward_data", spreads=True)
@@ -214,18 +226,18 @@ def _gradients(
     samples: int,
     *,
     expanded: bool,
-) -> list[Pair]:
+) -> Sequence[Pair | Bounds]:
     dtype = working(grad)
     sizes = norm_gradients(
         peak(grad), peak(x), peak(rstd), peak(weight), dtype, terms, samples, expanded=expanded
     )
     if sizes is None:
-        raise Unsure
+        return [ANYTHING] * 3
     to_x, to_weight = (outward((-reach, reach), dtype) for reach in sizes)
     return [to_x, to_weight, times(pair(grad), samples, dtype)]
 
 
-@uniform("native_layer_norm_backward", aside=("mean", "bias"), fragile=True)
+@uniform("native_layer_norm_backward", aside=("mean", "bias"), fragile=True, wide=True)
 def native_layer_norm_backward(
     out: Outputs,
     grad_out: Interval,
@@ -236,7 +248,7 @@ def native_layer_norm_backward(
     weight: Interval | None,
     bias: Interval | None,
     output_mask: Sequence[bool],
-) -> list[Pair | None]:
+) -> list[Pair | Bounds | None]:
     """At most rstd |grad weight| (2 + sqrt(n)), plus rounding; sums over rows for the rest."""
     terms = math.prod(normalized_shape)
     samples = count(input) // max(terms, 1)
@@ -245,7 +257,10 @@ def native_layer_norm_backward(
 
 
 @uniform(
-    "native_batch_norm_backward", aside=("running_mean", "running_var", "save_mean"), fragile=True
+    "native_batch_norm_backward",
+    aside=("running_mean", "running_var", "save_mean"),
+    fragile=True,
+    wide=True,
 )
 def native_batch_norm_backward(
     out: Outputs,
@@ -259,7 +274,7 @@ def native_batch_norm_backward(
     train: bool,
     eps: float,
     output_mask: Sequence[bool],
-) -> list[Pair | None]:
+) -> list[Pair | Bounds | None]:
     """In training; evaluation is left to the transfer function."""
     if not train or save_invstd is None:
         raise Unsure
