@@ -14,7 +14,7 @@ from ranum.analysis.interval import Interval
 _SPREADS = frozenset({"var", "std", "var_mean", "std_mean"})
 _LOSSES = frozenset(
     {"mse_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy", "soft_margin_loss",
-     "binary_cross_entropy_with_logits", "nll_loss_forward"}
+     "binary_cross_entropy_with_logits", "nll_loss_forward", "nll_loss2d_forward"}
 )  # fmt: skip
 _FOLLOWED = frozenset(
     {"identity", "reshape", "expand", "permute", "cast", "add", "sub", "rsub", "mul", "div", "neg",
@@ -33,13 +33,15 @@ class EmptyReduction(DefectRule):
 
     What it finds: `mean`, and losses with the reduction "mean", of a tensor without elements;
     or of elements picked by a mask that float inputs or weights can make empty, x[x > 0];
+    cross entropy of targets that are all to be ignored;
     `var` and `std` of so few samples that the divisor n - correction is not positive.
 
     Why it matters: both are 0/0, NaN. The last batch of an epoch may hold one sample only, and
     a batch without a positive example leaves nothing to average.
 
-    Known misses: a mask made of integer inputs (labels, token ids) is taken as recorded:
-    another batch may leave nothing of it. A sum divided by a count is RN103.
+    Known misses: a mask made of integer inputs (labels, token ids), and which targets are
+    ignored, is taken as recorded: another batch may leave nothing. A sum divided by a count is
+    RN103.
 
     Remedies: divide the sum by a count clamped at 1; return 0 for an empty selection;
     `unbiased=False`, or drop the last batch.
@@ -74,6 +76,8 @@ class EmptyReduction(DefectRule):
                 )
         elif count == 0:
             return _nothing("no element")
+        if _ignores_all(arguments):
+            return _nothing("no target that counts")
         if len(x.shape) != 1 and arguments.get("dim") is not None:
             return None  # the picked dimension may be another one
         reference = node.arguments["x"]
@@ -84,6 +88,12 @@ class EmptyReduction(DefectRule):
     def check(self, node: Node, arguments: Mapping[str, Any], result: Interval) -> Problem | None:
         """Nothing is said without the graph."""
         return None
+
+
+def _ignores_all(arguments: Mapping[str, Any]) -> bool:
+    """True for class numbers that are all the one to be ignored."""
+    target, ignored = arguments.get("target"), arguments.get("ignore_index")
+    return isinstance(target, Interval) and target.low == target.high == ignored
 
 
 def _nothing(bad: str) -> Problem:
