@@ -97,15 +97,14 @@ def _remaining(rows: Sequence[Row]) -> str:
     lines = []
     for row in rows:
         seen: dict[tuple[str, ...], list[str]] = {}
-        texts: dict[tuple[str, ...], Alarm] = {}
+        proofs: dict[tuple[str, ...], str] = {}
         for (dtype, level), found in row.findings.items():
             for alarm in found.alarms if level in LEVELS else ():
                 seen.setdefault(alarm.key, []).append(f"{dtype} {level}")
-                if alarm.witness or alarm.key not in texts:
-                    texts[alarm.key] = alarm
+                if alarm.witness and alarm.key not in proofs:
+                    proofs[alarm.key] = f"witness at {dtype} {level}: {alarm.witness}"
         for key, where in seen.items():
-            alarm = texts[key]
-            proof = f"witness: {alarm.witness}" if alarm.witness else "**no witness**"
+            proof = proofs.get(key, "**no witness**")
             place = f"{key[2].rsplit('/', 1)[-1]}:{key[3]}"
             lines.append(
                 f"- {row.name}, {', '.join(where)}: {key[0]} `{key[1]}` at {place}; {proof}"

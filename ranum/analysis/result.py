@@ -34,8 +34,8 @@ class Witness:
         seed: Seed of the search.
     """
 
-    inputs: Mapping[str, Any]
-    weights: Mapping[str, Any]
+    inputs: Mapping[str, Any] = field(repr=False)
+    weights: Mapping[str, Any] = field(repr=False)
     operand: tuple[float, float]
     outcome: str
     loss: float | None

@@ -141,6 +141,7 @@ def render_html(
         ranges=_ranges(analysis) if analysis else [],
         bounds=rows,
         axis=Markup(axis),
+        infinite=any("Inf" in row.bounds for row in rows),
         repair=repair,
         settings=_settings(repair) if repair else [],
         trials=Markup(charts.trials(repair)) if repair else "",

@@ -29,6 +29,9 @@ WIDEST = 100
 SHOWN = 5
 """Possible defects, unknown operators or incidents listed; the HTML report holds all."""
 
+EXPRESSION = 28
+"""Columns of an expression in the list of possible defects; of a longer one only the operator."""
+
 Rows = list[tuple[str, RenderableType]]
 
 
@@ -288,12 +291,18 @@ def _lines(defects: Sequence[tuple[Defect, int]]) -> RenderableType:
         repeated = f" ({times} times)" if times > 1 else ""
         grid.add_row(
             _plain(defect.code),
-            _plain(f"{defect.op} if {defect.bad}"),
+            _plain(f"{_named(defect)} if {defect.bad}"),
             _plain(defect.source.location + repeated),
             Text(words.interval(defect.bounds)),
             _plain(f"× {defect.times}" if defect.times else ""),
         )
     return grid
+
+
+def _named(defect: Defect) -> str:
+    """The expression if it is short, else the operator: two of a kind in a line differ."""
+    expression = " ".join(defect.source.expression.split())
+    return expression if 0 < len(expression) <= EXPRESSION else defect.op
 
 
 def _advice(analysis: Analysis) -> RenderableType:

@@ -26,8 +26,8 @@ ACTIONS = {
 
 REACHES: Mapping[WeightLevel, str] = {
     "initial": "with the weights as initialised",
-    "envelope": "once weights grow within the training envelope",
-    "anything": "only once weights grow beyond the training envelope",
+    "envelope": "once weights move within the training envelope",
+    "anything": "only once weights move beyond the training envelope",
 }
 """What the level at which a defect first occurs is called in a heading."""
 

@@ -164,7 +164,7 @@ def test_the_page_tells_the_whole_story(file):
         "2 possible defects, none proven",
         "once weights grow to about 2.5 times their initial size",
         "1 defect with the weights as initialised",
-        "1 defect only once weights grow beyond the training envelope",
+        "1 defect only once weights move beyond the training envelope",
         "left its bounds",
         "OscillatingLoss",
         "my_op (2 times)",

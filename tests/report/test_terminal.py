@@ -67,7 +67,7 @@ def test_possible_defects_stand_under_the_weights_they_need(file):
     lines = told(100, lambda story: story.analysis(samples.analysis(file))).splitlines()
     first = next(i for i, line in enumerate(lines) if "not proven, with the weights as" in line)
     assert "RN103" in lines[first + 1]
-    assert "And, only once weights grow beyond the training envelope:" in lines[first + 2]
+    assert "And, only once weights move beyond the training envelope:" in lines[first + 2]
     assert "RN110" in lines[first + 3]
     assert lines[first + 3].rstrip().endswith("× 4.1e5")
 

@@ -84,7 +84,7 @@ class DivisionByZero(DefectRule):
             safe = None
         return Problem(
             argument=name,
-            bad=f"{name} = 0",
+            bad="x = 0" if node.op == "reciprocal" else "a denominator of 0",
             outcome="NaN at 0" if is_modulo else outcome,
             safe=safe,
             remedy="keep the denominator away from 0: clamp a count at 1, add eps to a norm",

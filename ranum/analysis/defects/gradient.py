@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from ranum.analysis.defects.base import DefectRule, Problem, defect_rule, is_finite
+from ranum.analysis.defects.base import DefectRule, Problem, Scene, defect_rule, is_finite
 from ranum.analysis.graph import Node
 from ranum.analysis.interval import Interval
+
+_POINTS = {
+    "sqrt": "x = 0",
+    "pow": "x = 0",
+    "log": "x = 0",
+    "acos": "|x| = 1",
+    "asin": "|x| = 1",
+    "acosh": "x = 1",
+    "atanh": "|x| = 1",
+    "div": "a denominator of 0",
+    "reciprocal": "x = 0",
+}
+"""Where the gradient of an operator is lost, if there is one answer."""
 
 
 @defect_rule
@@ -44,6 +57,16 @@ class InfiniteGradient(DefectRule):
     is_about_size: ClassVar[bool] = True
     is_about_result: ClassVar[bool] = True
 
+    def check_in(
+        self, scene: Scene, node: Node, arguments: Mapping[str, Any], result: Interval
+    ) -> Problem | None:
+        """As `check`; the operator of the forward pass says where."""
+        problem = self.check(node, arguments, result)
+        if problem is None or node.forward is None:
+            return problem
+        point = _POINTS.get(scene.graph.nodes[node.forward].op)
+        return problem if point is None else replace(problem, bad=point)
+
     def check(self, node: Node, arguments: Mapping[str, Any], result: Interval) -> Problem | None:
         """Finite operands, a result that is not."""
         if not result.dtype.is_floating_point or result.is_finite:
@@ -61,7 +84,7 @@ class InfiniteGradient(DefectRule):
         argument = at_zero[-1] if at_zero else tensors[0]
         return Problem(
             argument=argument,
-            bad="the point where the derivative is infinite",
+            bad="x where the derivative is infinite",
             outcome="gradient Inf" + (" or NaN" if result.may_nan else ""),
             remedy="add eps inside the operator, or keep its operand away from that point",
             gradient_only=True,

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from ranum.analysis.graph import Node
 from ranum.analysis.precision.base import AdviceRule, Suggestion, Surroundings, advice_rule
+from ranum.analysis.precision.rewrite import bracketed, operand_text, spelled, written
 
 
 @advice_rule
@@ -45,19 +46,24 @@ class Cancellation(AdviceRule):
         if cosine is not None and around.may_be_small(around.operand(cosine, "x")):
             return Suggestion(
                 "cos(x) rounds to 1 for small x",
-                "2 * torch.sin(x / 2) ** 2 instead of 1 - torch.cos(x)",
+                f"2 * {spelled(node, 'sin', f'{bracketed(operand_text(cosine))} / 2')} ** 2 "
+                f"instead of {written(node) or '1 - torch.cos(x)'}",
             )
         exponential = around.made_by(_minus_one(around, node), "exp")
         if exponential is not None and around.may_be_small(around.operand(exponential, "x")):
             return Suggestion(
                 "exp(x) rounds to 1 for small x",
-                "torch.expm1(x) instead of torch.exp(x) - 1",
+                f"{spelled(node, 'expm1', operand_text(exponential))} instead of "
+                f"{written(node) or 'torch.exp(x) - 1'}",
             )
-        if node.op == "sub" and _is_variance(around, node):
+        squares = _mean_of_squares(around, node) if node.op == "sub" else None
+        if squares is not None:
+            x = bracketed(operand_text(_square(around, around.operand(squares, "x"))))
             return Suggestion(
                 "the squares cancel where the mean is large against the spread; the result can "
                 "be negative",
-                "x.var(dim, unbiased=False) instead of (x * x).mean(dim) - x.mean(dim) ** 2",
+                f"{spelled(node, 'var', x, dim=squares.arguments.get('dim'))} instead of "
+                f"{written(node) or '(x * x).mean(dim) - x.mean(dim) ** 2'}",
             )
         return None
 
@@ -72,26 +78,29 @@ def _minus_one(around: Surroundings, node: Node) -> int | None:
     return around.operand(node, "x")
 
 
-def _is_variance(around: Surroundings, node: Node) -> bool:
-    """True for mean(x^2) - mean(x)^2 over the same dimensions."""
+def _mean_of_squares(around: Surroundings, node: Node) -> Node | None:
+    """The first term of mean(x^2) - mean(x)^2 over the same dimensions, or None."""
     squares = around.made_by(around.operand(node, "x"), "mean")
     mean = around.made_by(_squared(around, around.operand(node, "other")), "mean")
     if squares is None or mean is None or node.arguments.get("alpha", 1) != 1:
-        return False
+        return None
     x = _squared(around, around.operand(squares, "x"))
     if x is None or x != around.operand(mean, "x"):
-        return False
-    return bool(squares.arguments.get("dim") == mean.arguments.get("dim"))
+        return None
+    return squares if squares.arguments.get("dim") == mean.arguments.get("dim") else None
 
 
 def _squared(around: Surroundings, value: int | None) -> int | None:
     """The x of an x * x, x ** 2 or square(x), or None."""
+    node = _square(around, value)
+    return None if node is None else around.operand(node, "x")
+
+
+def _square(around: Surroundings, value: int | None) -> Node | None:
+    """The operator that made a value as x * x, x ** 2 or square(x), or None."""
     node = around.made_by(value, "mul", "pow", "square")
     if node is None:
         return None
-    x = around.operand(node, "x")
-    if node.op == "mul" and around.operand(node, "other") != x:
+    if node.op == "mul" and around.operand(node, "other") != around.operand(node, "x"):
         return None
-    if node.op == "pow" and node.arguments.get("exponent") != 2:
-        return None
-    return x
+    return None if node.op == "pow" and node.arguments.get("exponent") != 2 else node

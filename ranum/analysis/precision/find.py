@@ -53,7 +53,7 @@ def find_advice(
             place = node.source if node.source.is_known else node.index
             found.setdefault((rule.code, place, suggestion.rewrite), advice)
     better = tuple(
-        replace(defect, remedy=f"write {rewrites[defect.node]}; or else {defect.remedy}")
+        replace(defect, remedy=f"write {rewrites[defect.node]}")
         if defect.node in rewrites
         else defect
         for defect in defects

@@ -7,6 +7,13 @@ from typing import ClassVar
 
 from ranum.analysis.graph import Node
 from ranum.analysis.precision.base import AdviceRule, Suggestion, Surroundings, advice_rule
+from ranum.analysis.precision.rewrite import (
+    negated,
+    operand_text,
+    spelled,
+    target_text,
+    written,
+)
 
 _SHIFTS = frozenset({"amax", "max"})
 
@@ -45,65 +52,89 @@ class LogSpelling(AdviceRule):
     def look(self, around: Surroundings, node: Node) -> Suggestion | None:
         """The operand is made in a way that a library function does better."""
         x = around.operand(node, "x")
+        inner = around.made_by(x, "sigmoid", "_softmax")
         if node.op == "binary_cross_entropy":
-            if around.made_by(x, "sigmoid") is None:
+            if inner is None or inner.op != "sigmoid":
                 return None
-            return Suggestion(
+            logits, target = operand_text(inner), target_text(node)
+            return _suggest(
+                node,
                 "digits and gradients of confident predictions: the sigmoid rounds to 1",
-                "F.binary_cross_entropy_with_logits(x, target) instead of "
+                spelled(node, "bce", logits, target=target),
                 "F.binary_cross_entropy(torch.sigmoid(x), target)",
             )
-        if around.made_by(x, "sigmoid") is not None:
-            return Suggestion(
+        if inner is not None and inner.op == "sigmoid":
+            return _suggest(
+                node,
                 "the sigmoid rounds to 1 and underflows to 0",
-                "F.logsigmoid(x) instead of torch.log(torch.sigmoid(x))",
+                spelled(node, "logsigmoid", operand_text(inner)),
+                "torch.log(torch.sigmoid(x))",
             )
-        if around.made_by(x, "_softmax") is not None:
-            return Suggestion(
+        if inner is not None:
+            return _suggest(
+                node,
                 "the softmax rounds to 1 and underflows to 0",
-                "torch.log_softmax(x, dim) instead of torch.log(torch.softmax(x, dim))",
+                spelled(node, "log_softmax", operand_text(inner), dim=inner.arguments["dim"]),
+                "torch.log(torch.softmax(x, dim))",
             )
-        return _one_plus(around, x) or _one_minus(around, x) or _sum_of_exp(around, x)
+        return _one_plus(around, node) or _one_minus(around, node) or _sum_of_exp(around, node)
 
 
-def _one_plus(around: Surroundings, x: int | None) -> Suggestion | None:
+def _suggest(node: Node, loss: str, better: str, usual: str) -> Suggestion:
+    """What to write instead of the user's expression, or of the usual one where it is long."""
+    return Suggestion(loss, f"{better} instead of {written(node) or usual}")
+
+
+def _one_plus(around: Surroundings, node: Node) -> Suggestion | None:
+    x = around.operand(node, "x")
     inner = around.one_plus(x)
     if inner is None:
         return None
-    if around.made_by(inner, "exp") is not None:
-        return Suggestion(
+    exponential = around.made_by(inner, "exp")
+    if exponential is not None:
+        return _suggest(
+            node,
             "1 + exp(x) forgets exp(x) for small x and overflows for large",
-            "F.softplus(x) instead of torch.log(1 + torch.exp(x))",
+            spelled(node, "softplus", operand_text(exponential)),
+            "torch.log(1 + torch.exp(x))",
         )
     if not around.may_be_small(inner):
         return None
-    return Suggestion(
+    return _suggest(
+        node,
         "1 + x forgets the last digits of a small x",
-        "torch.log1p(x) instead of torch.log(1 + x)",
+        spelled(node, "log1p", operand_text(around.made_by(x, "add"))),
+        "torch.log(1 + x)",
     )
 
 
-def _one_minus(around: Surroundings, x: int | None) -> Suggestion | None:
+def _one_minus(around: Surroundings, node: Node) -> Suggestion | None:
+    x = around.operand(node, "x")
     inner = around.one_minus(x)
     if inner is None:
         return None
-    if around.made_by(inner, "sigmoid") is not None:
-        return Suggestion(
+    sigmoid = around.made_by(inner, "sigmoid")
+    if sigmoid is not None:
+        return _suggest(
+            node,
             "1 - sigmoid(x) is 0 from x = 16.6 on in float32",
-            "F.logsigmoid(-x) instead of torch.log(1 - torch.sigmoid(x))",
+            spelled(node, "logsigmoid", negated(operand_text(sigmoid))),
+            "torch.log(1 - torch.sigmoid(x))",
         )
     if not around.may_be_small(inner):
         return None
-    return Suggestion(
+    return _suggest(
+        node,
         "1 - x forgets the last digits of a small x",
-        "torch.log1p(-x) instead of torch.log(1 - x)",
+        spelled(node, "log1p", negated(operand_text(around.made_by(x, "rsub", "sub")))),
+        "torch.log(1 - x)",
     )
 
 
-def _sum_of_exp(around: Surroundings, x: int | None) -> Suggestion | None:
-    total = around.made_by(x, "sum")
+def _sum_of_exp(around: Surroundings, node: Node) -> Suggestion | None:
+    total = around.made_by(around.operand(node, "x"), "sum")
     exponential = None if total is None else around.made_by(around.operand(total, "x"), "exp")
-    if exponential is None:
+    if total is None or exponential is None:
         return None
     inner = around.operand(exponential, "x")
     shift = around.made_by(inner, "sub")
@@ -112,9 +143,11 @@ def _sum_of_exp(around: Surroundings, x: int | None) -> Suggestion | None:
     interval = None if inner is None else around.intervals.get(inner)
     if interval is not None and interval.low >= -10 and interval.high <= 10:
         return None
-    return Suggestion(
+    return _suggest(
+        node,
         "exp overflows for large x, and all terms vanish for small",
-        "torch.logsumexp(x, dim) instead of torch.log(torch.exp(x).sum(dim))",
+        spelled(node, "logsumexp", operand_text(exponential), dim=total.arguments.get("dim")),
+        "torch.log(torch.exp(x).sum(dim))",
     )
 
 

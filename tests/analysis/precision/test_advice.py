@@ -11,9 +11,12 @@ from torch import Tensor
 
 from ranum.analysis import analyze
 from ranum.analysis.defects import CODES as DEFECTS
+from ranum.analysis.graph import Node
 from ranum.analysis.precision import CODES, AdviceRule, advice_rule
+from ranum.analysis.precision.rewrite import operand_text, spelled
 from ranum.errors import ArgumentError
 from ranum.pages import explain
+from ranum.source import Source
 
 torch.manual_seed(0)
 X = torch.rand(4, 6) * 0.8 + 0.1
@@ -32,7 +35,7 @@ LOSING: dict[str, tuple[Callable[[Tensor], Tensor], tuple[float, float], str]] =
     "RN113 eps in float16": (lambda x: 1 / (x.half().abs() + 1e-8), UNIT, "0.0001"),
     "RN113 clamp in float16": (lambda x: torch.log(x.half().clamp(min=1e-9)), UNIT, "0.0001"),
     "RN114 log(1 + x)": (lambda x: torch.log(1 + x), SMALL, "torch.log1p(x)"),
-    "RN114 log(x + 1)": (lambda x: torch.log(x * x + 1.0), SMALL, "torch.log1p(x)"),
+    "RN114 log(x + 1)": (lambda x: torch.log(x * x + 1.0), SMALL, "torch.log1p(x * x)"),
     "RN114 log(1 - x)": (lambda x: torch.log(1 - x), SMALL, "torch.log1p(-x)"),
     "RN114 log of sigmoid": (lambda x: torch.log(torch.sigmoid(x)), SMALL, "F.logsigmoid(x)"),
     "RN114 log of 1 - sigmoid": (
@@ -47,7 +50,7 @@ LOSING: dict[str, tuple[Callable[[Tensor], Tensor], tuple[float, float], str]] =
     "RN115 exp(x) - 1": (lambda x: torch.exp(x) - 1, SMALL, "torch.expm1(x)"),
     "RN115 1 - cos(x)": (lambda x: 1 - torch.cos(x), SMALL, "torch.sin(x / 2) ** 2"),
     "RN115 E[x^2] - E[x]^2": (
-        lambda x: (x * x).mean(-1) - x.mean(-1) ** 2, WIDE, "x.var(dim, unbiased=False)"
+        lambda x: (x * x).mean(-1) - x.mean(-1) ** 2, WIDE, "x.var(-1, unbiased=False)"
     ),
     "RN115 the same, with square": (
         lambda x: x.pow(2).mean(0, keepdim=True) - x.mean(0, keepdim=True).square(), WIDE, "x.var"
@@ -149,7 +152,8 @@ def test_what_is_a_defect_gets_the_rewriting_as_its_remedy():
     analysis = look(lambda x: torch.log(torch.softmax(x, -1)), WIDE)
     (defect,) = analysis.defects
     assert analysis.advice == ()
-    assert defect.remedy.startswith("write torch.log_softmax(x, dim)")
+    better = "torch.log_softmax(x, -1) instead of torch.log(torch.softmax(x, -1))"
+    assert defect.remedy == f"write {better}"
 
 
 def test_advice_is_given_once_for_each_expression():
@@ -183,3 +187,45 @@ def test_a_code_is_shared_with_no_other_rule():
 
     with pytest.raises(ArgumentError, match="RN101 is taken"):
         advice_rule(Again)
+
+
+def by_names(logits: Tensor, gap: Tensor) -> Tensor:
+    """The pieces on lines of their own, as in most programs."""
+    scale = torch.exp(0.5 * logits)
+    p = logits.sigmoid()
+    shares = F.softmax(logits + gap, dim=1)
+    first = torch.log(1 + scale) + torch.log(1 - p)
+    return first + shares.log() + (1 + gap[:, :1]).log()
+
+
+def test_a_rewriting_uses_the_writers_own_words():
+    analysis = analyze(lambda x: by_names(3 * x, x).mean(), X, inputs={"x": SMALL})
+    assert [advice.rewrite for advice in analysis.advice] == [
+        "F.softplus(0.5 * logits) instead of torch.log(1 + scale)",
+        "F.logsigmoid(-logits) instead of torch.log(1 - p)",
+        "torch.log_softmax(logits + gap, 1) instead of shares.log()",
+        "torch.log1p(gap[:, :1]) instead of (1 + gap[:, :1]).log()",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("op", "line", "operand", "better"),
+    [
+        ("sigmoid", "torch.sigmoid(a + b)", "a + b", "F.logsigmoid(a + b)"),
+        ("sigmoid", "(a + b).sigmoid()", "a + b", "F.logsigmoid(a + b)"),
+        ("sigmoid", "self.activation(x)", "x", "F.logsigmoid(x)"),
+        ("sigmoid", "net(images)", "x", "F.logsigmoid(x)"),
+        ("sigmoid", "tf.sigmoid(h)", "h", "tf.math.log_sigmoid(h)"),
+        ("sigmoid", "p = keras.ops.sigmoid(h) * y", "h", "ops.log_sigmoid(h)"),
+        ("sigmoid", "return ops.sigmoid(a) * ops.sigmoid(b)", "x", "ops.log_sigmoid(x)"),
+        ("sigmoid", "torch.sigmoid(" + "very_long * " * 20 + "h)", "x", "F.logsigmoid(x)"),
+        ("sigmoid", "torch.sigmoid(a", "x", "F.logsigmoid(x)"),
+        ("sigmoid", "", "x", "F.logsigmoid(x)"),
+        ("add", "1 + rate", "rate", "F.logsigmoid(rate)"),
+    ],
+)
+def test_operands_are_quoted_only_where_they_are_sure(op, line, operand, better):
+    source = Source("step.py", 1, 1, -1, -1, lines=(line,))
+    node = Node(index=0, op=op, target=None, arguments={}, outputs=(1,), source=source)
+    assert operand_text(node) == operand
+    assert spelled(node, "logsigmoid", operand) == better
