@@ -82,10 +82,13 @@ class Interval:
 
     @staticmethod
     def point(data: Tensor) -> Interval:
-        """The exact interval of known data, `[...]` any shape; NaN elements become anything."""
+        """The exact interval of known data, `[...]` any shape; NaN elements become anything.
+
+        Of complex data only the size |z| is known.
+        """
         data = data.detach()
         if data.dtype.is_complex:
-            return Interval.top(tuple(data.shape), data.dtype)
+            return _size_of(data)
         interval = Interval(data, data, tuple(data.shape), data.dtype)
         if data.dtype.is_floating_point and data.numel():
             least, most = (end.item() for end in torch.aminmax(data))
@@ -377,6 +380,17 @@ def format_number(value: float) -> str:
     if math.isfinite(value) and value == int(value) and abs(value) < 1e6:
         return str(int(value))
     return f"{value:.4g}"
+
+
+def _size_of(data: Tensor) -> Interval:
+    """The largest magnitude of complex data, one for all."""
+    top = Interval.top(tuple(data.shape), data.dtype)
+    if not data.numel():
+        return top
+    largest = data.to(torch.complex128).abs().max().item() * (1 + 2.0**-40)
+    if not largest <= torch.finfo(top.dtype).max:
+        return top
+    return Interval.full(0.0, largest, top.shape, top.dtype)
 
 
 # --- rounding ------------------------------------------------------------------------------

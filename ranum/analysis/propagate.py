@@ -21,7 +21,8 @@ import torch
 from ranum.analysis import facts
 from ranum.analysis.graph import Graph, Node, Ref, Value
 from ranum.analysis.interval import Interval, round_down, round_up
-from ranum.analysis.transfer import rule_for
+from ranum.analysis.transfer import magnitude, rule_for
+from ranum.analysis.transfer.magnitude import RULES
 from ranum.analysis.transfer.registry import Rule, Twin
 from ranum.analysis.transfer.uniform import Lost, Unsure
 
@@ -61,6 +62,7 @@ class Step:
         node: The node.
         rule: Its transfer function.
         twin: The same on one pair of bounds.
+        magnitude: In place of both, where complex numbers go in or come out.
         template: All arguments by name, in order; tensors are filled in.
         tensors: Names and value numbers of arguments that are tensors.
         lists: Names of arguments that hold tensors in lists.
@@ -71,6 +73,7 @@ class Step:
     node: Node
     rule: Rule | None
     twin: Twin | None
+    magnitude: magnitude.Rule | None
     template: dict[str, Any]
     tensors: tuple[tuple[str, int], ...]
     lists: tuple[str, ...]
@@ -87,7 +90,8 @@ def step_of(graph: Graph, node: Node) -> Step:
 
 
 def _step(graph: Graph, node: Node) -> Step:
-    rule = None if _is_complex(graph, node) else rule_for(node.op)
+    is_complex = _is_complex(graph, node)
+    rule = None if is_complex else rule_for(node.op)
     outputs = tuple(None if number is None else graph.values[number] for number in node.outputs)
     own = [(name, item.value) for name, item in node.arguments.items() if isinstance(item, Ref)]
     lists: list[str] = []
@@ -97,17 +101,19 @@ def _step(graph: Graph, node: Node) -> Step:
         node=node,
         rule=rule,
         twin=None if rule is None else rule.twin,
+        magnitude=RULES.get(node.op) if is_complex else None,
         template=node.arguments,
         tensors=tuple(own),
         lists=tuple(lists),
         outputs=outputs,
-        has_facts=facts.has_facts(node.op)
+        has_facts=not is_complex
+        and facts.has_facts(node.op)
         and not any(value is not None and value.is_gradient for value in outputs),
     )
 
 
 def _is_complex(graph: Graph, node: Node) -> bool:
-    """True if a complex number goes in or comes out: intervals know real numbers only."""
+    """True if a complex number goes in or comes out: of those only the size is bounded."""
     numbers = (*node.operands, *node.outputs)
     return any(number is not None and graph.values[number].dtype.is_complex for number in numbers)
 
@@ -222,8 +228,7 @@ class Walk:
         """Output intervals of one node; see `operands` for the arguments."""
         rule, node = step.rule, step.node
         if rule is None:
-            self.known.unknown.append(node)
-            return [_top(value) for value in step.outputs]
+            return self._by_magnitude(step, arguments)
         whole = node.index in self._whole
         loose = self.known.loose
         if loose and not loose.isdisjoint(node.operands):
@@ -243,6 +248,16 @@ class Walk:
                 f"transfer function of {node.op} failed ({type(error).__name__}: {error}); "
                 f"its result at {node.source} was taken as unbounded."
             )
+            return [_top(value) for value in step.outputs]
+        return outputs
+
+    def _by_magnitude(self, step: Step, arguments: Mapping[str, Any]) -> list[Interval]:
+        """The outputs of an operator on complex numbers, or of one that nothing is known of."""
+        outputs = None
+        if step.magnitude is not None:
+            outputs = magnitude.bounded(step.magnitude, arguments, step.outputs)
+        if outputs is None:
+            self.known.unknown.append(step.node)
             return [_top(value) for value in step.outputs]
         return outputs
 

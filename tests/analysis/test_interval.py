@@ -59,10 +59,12 @@ def test_point_forgets_the_gradient_graph():
     assert not Interval.point(torch.ones(2, requires_grad=True)).lower.requires_grad
 
 
-def test_point_of_complex_numbers_knows_nothing():
-    interval = Interval.point(torch.ones(2, dtype=torch.complex64))
-    assert interval.may_nan
-    assert (interval.low, interval.high) == (-INF, INF)
+def test_point_of_complex_numbers_knows_their_size():
+    interval = Interval.point(torch.tensor([3 + 4j, 0, 1j]))
+    assert not interval.may_nan
+    assert interval.low == 0
+    assert 5 <= interval.high < 5.001
+    assert Interval.point(torch.tensor([complex(INF, 0)])).is_anything
 
 
 # --- between and full ----------------------------------------------------------------------

@@ -28,14 +28,7 @@ from ranum.analysis.propagate import Propagation, propagate, step_of
 LARGEST_SAMPLE = 1 << 16
 """Samples with more elements than this are left out."""
 
-UNORDERED = (
-    torch.complex32,
-    torch.complex64,
-    torch.complex128,
-    torch.uint16,
-    torch.uint32,
-    torch.uint64,
-)
+UNORDERED = (torch.uint16, torch.uint32, torch.uint64)
 """Dtypes that torch does not compare."""
 
 STATUSES = {
@@ -204,7 +197,7 @@ def _judge_sample(
         start = start_of(graph, mode, generator)
         found = propagate(graph, start, blocks=not mode.merged)
         outcome.unknown |= {
-            node.op for node in found.unknown if step_of(graph, node).rule is None
+            node.op for node in found.unknown if not _has_rule(graph, node)
         } - _blamed(found)
         outcome.faults |= {f"{outcome.entry} {dtype} {mode.name}: {line}" for line in found.faults}
         for count in range(mode.draws):
@@ -220,6 +213,11 @@ def _judge_sample(
                         Violation(outcome.entry, node.op, dtype, number, mode.name, fault)
                     )
     outcome.unseen_nodes += len(unseen)
+
+
+def _has_rule(graph: Graph, node: Node) -> bool:
+    step = step_of(graph, node)
+    return step.rule is not None or step.magnitude is not None
 
 
 def _blamed(found: Propagation) -> set[str]:
@@ -250,10 +248,7 @@ def recorded(op: Any, sample: Any, backward: bool) -> Graph:
             for leaf in tree_leaves(result)
             if isinstance(leaf, Tensor) and leaf.layout == torch.strided and leaf.requires_grad
         ]
-        sums = [
-            torch.view_as_real(leaf).sum() if leaf.is_complex() else leaf.sum() for leaf in floats
-        ]
-        return torch.stack([item.double() for item in sums]).sum() if sums else None
+        return torch.stack([_sum(leaf) for leaf in floats]).sum() if floats else None
 
     try:
         return record(step, inputs=taken, backward=backward)
@@ -292,9 +287,11 @@ def faults_of(
     outcome: Outcome,
 ) -> Iterator[str]:
     """What is wrong with a node's results, one line each."""
-    for position, (number, result) in enumerate(zip(node.outputs, results, strict=False)):
-        if number is None or result is None or result.layout != torch.strided:
+    for position, (number, drawn) in enumerate(zip(node.outputs, results, strict=False)):
+        if number is None or drawn is None or drawn.layout != torch.strided:
             continue
+        # Of complex numbers the size is bounded.
+        result = drawn.to(torch.complex128).abs() if drawn.is_complex() else drawn
         if result.dtype in UNORDERED:
             continue
         if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) and (

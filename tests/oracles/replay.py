@@ -127,12 +127,26 @@ def _full(value: Any, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.full(shape, value, dtype=dtype)
 
 
+def _join(values: list[Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Writes that overlap, any of which may have come last: each element from one of them."""
+    parts = [value.to(dtype) for value in values if value.numel()]
+    if not parts or 0 in shape:
+        return torch.zeros(shape, dtype=dtype)
+    whole = [
+        part if part.shape == shape else part.flatten()[torch.randint(part.numel(), shape)]
+        for part in parts
+    ]
+    choice = torch.randint(len(whole), (1, *shape))
+    return torch.stack(whole).gather(0, choice)[0]
+
+
 _SPECIAL: dict[str, Callable[..., Any]] = {
     "reshape": lambda x, shape: x.reshape(shape),
     "permute": lambda x, dims: x.permute(dims),
     "expand": lambda x, shape: x.expand(shape),
     "identity": lambda x: x,
     "cast": lambda x, dtype: x.to(dtype),
+    "join": _join,
     "copy": lambda x, src: src.to(x.dtype).expand(x.shape),
     "slice": lambda x, dim=0, start=None, end=None, step=1: torch.ops.aten.slice(
         x, dim, start, end, step

@@ -346,7 +346,7 @@ class _Search:
 
 
 def _is_complex(step: Step) -> bool:
-    """True if the result is complex: intervals do not bound those."""
+    """True if the result is complex: of those only the size is known."""
     return any(value is not None and value.dtype.is_complex for value in step.outputs)
 
 
