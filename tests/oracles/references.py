@@ -20,7 +20,7 @@ from torch import Tensor
 from ranum.analysis.graph import Value
 from ranum.analysis.interval import Interval
 from ranum.analysis.propagate import twin_intervals
-from ranum.analysis.transfer.registry import rule_for
+from ranum.analysis.transfer.registry import Rule, rule_for
 
 mp.prec = 240
 iv.prec = 240
@@ -42,6 +42,8 @@ class Reference:
         options: Further arguments of the operator.
         points: Where it does something of its own: turns, poles, ends of its domain.
         dtypes: Those with a CPU kernel.
+        second: Another operand's name, and the number that all its elements are, a number of
+            every dtype.
     """
 
     op: str
@@ -49,6 +51,7 @@ class Reference:
     options: tuple[tuple[str, Any], ...] = ()
     points: tuple[float, ...] = ()
     dtypes: tuple[torch.dtype, ...] = DTYPES
+    second: tuple[str, float] | None = None
 
 
 def _where(
@@ -197,6 +200,118 @@ REFERENCES = (
 )
 
 
+def _clamped(low: float, high: float) -> Callable[[Any], Any]:
+    return lambda x: min(max(x, mp.mpf(low)), mp.mpf(high))
+
+
+def _shrunk(x: Any, by: float) -> Any:
+    return mp.sign(x) * max(abs(x) - by, mp.mpf(0))
+
+
+def _tanh_gelu(x: Any) -> Any:
+    inner = mp.sqrt(2 / mp.pi) * (x + mp.mpf("0.044715") * x**3)
+    return x if x > 100 else mp.mpf(0) if x < -100 else x / 2 * (1 + mp.tanh(inner))
+
+
+def _erfcx(x: Any) -> Any:
+    if x > 1e3:
+        return 1 / (x * mp.sqrt(mp.pi)) * (1 - 1 / (2 * x * x))
+    return mp.inf if x < -1e3 else mp.exp(x * x) * mp.erfc(x)
+
+
+def _bessel_k(order: int, scaled: bool) -> Callable[[Any], Any]:
+    """On (0, 100]: at 0 it is infinite, far away mpmath takes long."""
+
+    def value(x: Any) -> Any:
+        with mpmath.workprec(80):
+            return mp.besselk(order, x) * (mp.exp(x) if scaled else 1)
+
+    return _above_zero(_bounded(value, 100.0))
+
+
+def _above_zero(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Left out at 0 and below, where signs of zeros, or conventions, decide."""
+    return lambda x: function(x) if x > 0 else None
+
+
+def _log_of_exps(x: Any, base: Any, other: float) -> Any:
+    first, second = max(x, mp.mpf(other)), min(x, mp.mpf(other))
+    gap = (second - first) * mp.log(base)
+    return first if gap < -1e4 else first + mp.log1p(mp.exp(gap)) / mp.log(base)
+
+
+_WIDE = (torch.float32,)
+_SMALL = 1e30
+
+REFERENCES += (
+    Reference("sign", mp.sign),
+    Reference("sgn", mp.sign),
+    Reference("floor", mp.floor, points=(1.5, 2.5)),
+    Reference("ceil", mp.ceil, points=(1.5, 2.5)),
+    Reference("trunc", lambda x: mp.sign(x) * mp.floor(abs(x)), points=(1.5, 2.5)),
+    Reference("round", mp.nint, points=(0.5, 1.5, 2.5, -2.5)),
+    Reference("frac", lambda x: x - mp.sign(x) * mp.floor(abs(x)), points=(1.5, -1.5)),
+    Reference("relu6", _clamped(0, 6)),
+    Reference("hardtanh", _clamped(-1, 1)),
+    Reference("clamp", _clamped(-0.5, 2), (("min", -0.5), ("max", 2.0))),
+    Reference("clamp_min", lambda x: max(x, mp.mpf(0.25)), (("min", 0.25),)),
+    Reference("clamp_max", lambda x: min(x, mp.mpf(0.25)), (("max", 0.25),)),
+    Reference("hardshrink", lambda x: x if abs(x) > 0.5 else mp.mpf(0), (("lambd", 0.5),)),
+    Reference("softshrink", lambda x: _shrunk(x, 0.5), (("lambd", 0.5),)),
+    Reference(
+        "log_sigmoid_forward", lambda x: x if x < -1e4 else -mp.log1p(mp.exp(-x)), points=(-80.0,)
+    ),
+    Reference("gelu", _tanh_gelu, (("approximate", "tanh"),), (-0.7525, -5.0)),
+    Reference(
+        "softplus",
+        lambda x: x if 2 * x > 20 else mp.log1p(mp.exp(2 * x)) / 2,
+        (("beta", 2),),
+        (10.0, -40.0),
+    ),
+    Reference("elu", lambda x: x if x > 0 else 2 * mp.expm1(x), (("alpha", 2.0),)),
+    Reference("pow", lambda x: x * x, (("exponent", 2),)),
+    Reference("pow", _where(lambda x: x >= 0, mp.sqrt), (("exponent", 0.5),)),
+    Reference("polygamma", _above_zero(_bounded(lambda x: mp.polygamma(1, x), 1e9)), (("n", 1),)),
+    Reference("polygamma", _above_zero(_bounded(lambda x: mp.polygamma(2, x), 1e9)), (("n", 2),)),
+    Reference("special_erfcx", _erfcx, dtypes=_WIDE),
+    Reference("special_airy_ai", _bounded(mp.airyai, 20.0), points=(-1.0188,), dtypes=_WIDE),
+    Reference(
+        "special_modified_bessel_i0", _bounded(lambda x: mp.besseli(0, x), 700.0), dtypes=_WIDE
+    ),
+    Reference(
+        "special_modified_bessel_i1", _bounded(lambda x: mp.besseli(1, x), 700.0), dtypes=_WIDE
+    ),
+    Reference("special_modified_bessel_k0", _bessel_k(0, False), dtypes=_WIDE),
+    Reference("special_modified_bessel_k1", _bessel_k(1, False), dtypes=_WIDE),
+    Reference("special_scaled_modified_bessel_k0", _bessel_k(0, True), dtypes=_WIDE),
+    Reference("special_scaled_modified_bessel_k1", _bessel_k(1, True), dtypes=_WIDE),
+    Reference("special_xlog1py", lambda x: x * mp.log1p(mp.mpf(3)), second=("other", 3.0)),
+    Reference("xlogy", lambda x: x * mp.log(3), second=("other", 3.0)),
+    Reference("logaddexp", lambda x: _log_of_exps(x, mp.e, 3.0), second=("other", 3.0)),
+    Reference("logaddexp2", lambda x: _log_of_exps(x, 2, 3.0), second=("other", 3.0)),
+    Reference("hypot", lambda x: mp.sqrt(x * x + 9), second=("other", 3.0)),
+    Reference("atan2", lambda x: mp.atan2(x, 3), second=("other", 3.0)),
+    Reference("atan2", lambda x: None if x == 0 else mp.atan2(x, -3), second=("other", -3.0)),
+    Reference("copysign", lambda x: -abs(x), second=("other", -3.0)),
+    Reference("add", lambda x: x + mp.mpf(0.75), second=("other", 0.75)),
+    Reference("sub", lambda x: x - mp.mpf(0.75), second=("other", 0.75)),
+    Reference("rsub", lambda x: mp.mpf(0.75) - x, second=("other", 0.75)),
+    Reference("mul", lambda x: x * mp.mpf(-2.5), second=("other", -2.5)),
+    Reference("div", lambda x: x / mp.mpf(-2.5), second=("other", -2.5)),
+    Reference(
+        "remainder", _bounded(lambda x: x - 3 * mp.floor(x / 3), _SMALL), second=("other", 3.0)
+    ),
+    Reference(
+        "fmod",
+        _bounded(lambda x: mp.sign(x) * (abs(x) - 3 * mp.floor(abs(x) / 3)), _SMALL),
+        second=("other", 3.0),
+    ),
+    Reference("maximum", lambda x: max(x, mp.mpf(0.75)), second=("other", 0.75)),
+    Reference("minimum", lambda x: min(x, mp.mpf(0.75)), second=("other", 0.75)),
+    Reference("pow", _above_zero(lambda x: mp.power(x, mp.mpf(0.75))), second=("exponent", 0.75)),
+)
+
+
 def special_points(dtype: torch.dtype) -> list[float]:
     """Limits, overflow thresholds of exponentials, subnormal numbers, sign changes, poles."""
     info = torch.finfo(dtype)
@@ -232,22 +347,38 @@ def faults(reference: Reference, dtype: torch.dtype) -> Iterator[str]:
     rule = rule_for(reference.op)
     assert rule is not None
     rows = list(boxes(reference, dtype))
-    options = dict(reference.options)
     lower, upper = torch.stack([row[0] for row in rows]), torch.stack([row[2] for row in rows])
     shape = (len(rows),)
-    blocks = rule.function(x=Interval(lower, upper, shape, dtype), **options)
+    blocks = _first(rule, Interval(lower, upper, shape, dtype), reference)
     low, high = blocks.expanded()
     out = Value(index=0, shape=(1,), dtype=dtype)
     for place, row in enumerate(rows):
         found = [(low[place].item(), high[place].item(), blocks.may_nan)]
         box = Interval.between(row[0].item(), row[2].item(), (1,), dtype)
-        alone = rule.function(x=box, **options)
+        alone = _first(rule, box, reference)
         found.append((alone.low, alone.high, alone.may_nan))
         if rule.twin is not None:
-            twins = twin_intervals(rule.twin, {"x": box, **options}, [out], whole=False)
+            arguments = {"x": box, **_others(reference, box)}
+            twins = twin_intervals(rule.twin, arguments, [out], whole=False)
             found += [(item.low, item.high, item.may_nan) for item in twins or ()]
         for x in row.tolist():
             yield from _missed(reference, dtype, x, found)
+
+
+def _first(rule: Rule, x: Interval, reference: Reference) -> Interval:
+    """The interval of the first output."""
+    outputs = rule.function(x=x, **_others(reference, x))
+    first: Interval | None = outputs[0] if isinstance(outputs, tuple) else outputs
+    return Interval.top(x.shape, x.dtype) if first is None else first
+
+
+def _others(reference: Reference, x: Interval) -> dict[str, Any]:
+    """Arguments besides the operand."""
+    options = dict(reference.options)
+    if reference.second is not None:
+        name, number = reference.second
+        options[name] = Interval.full(number, number, x.shape, x.dtype)
+    return options
 
 
 def _missed(

@@ -7,9 +7,11 @@ from mpmath import mp
 from oracles.references import REFERENCES, Reference, faults
 
 
-@pytest.mark.parametrize(
-    "reference", REFERENCES, ids=[f"{item.op}{dict(item.options) or ''}" for item in REFERENCES]
-)
+def _name(item: Reference) -> str:
+    return f"{item.op} {dict(item.options) or ''} {item.second or ''}".strip()
+
+
+@pytest.mark.parametrize("reference", REFERENCES, ids=[_name(item) for item in REFERENCES])
 def test_the_reference_lies_in_the_interval(reference):
     found = [fault for dtype in reference.dtypes for fault in faults(reference, dtype)]
     assert not found, "\n".join(found[:10])

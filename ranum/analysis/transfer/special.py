@@ -76,19 +76,24 @@ def digamma(x: Interval) -> Interval:
 
 
 @transfer("polygamma")
-def polygamma(n: int, x: Interval) -> Interval | None:
-    """The n-th slope of digamma: on (0, inf) falling in size, positive for odd n."""
+def polygamma(n: int, x: Interval) -> Interval:
+    """The n-th slope of digamma: on (0, inf) falling in size, positive for odd n.
+
+    Anything from 0 down, where the poles are.
+    """
     if n == 0:
         return digamma(x)
-    if x.low <= 0 or x.may_nan or x.may_inf:
-        return None
+    x = floating(x)
+    poles = x.lower <= 0
+    nan = x.may_nan or is_possible(poles | has_infinity(x))
     image = _NONNEGATIVE if n % 2 else (-math.inf, 0.0)
 
     def function(data: Tensor) -> Tensor:
         return torch.polygamma(n, data)
 
-    result = decreasing if n % 2 else increasing
-    return result(function, floating(x), ulps=LOOSE * (n + 1), image=image)
+    slope = decreasing if n % 2 else increasing
+    positive = slope(function, x.intersect(lower=0.0), ulps=LOOSE * (n + 1), image=image)
+    return unbounded_where(poles | has_infinity(x), positive).with_nan(nan)
 
 
 @transfer(
