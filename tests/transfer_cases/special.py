@@ -16,10 +16,10 @@ LINE = (
     *("special_modified_bessel_i0", "special_modified_bessel_i1", "special_log_ndtr"),
     *("special_modified_bessel_k0", "special_modified_bessel_k1", "special_entr"),
     *("special_scaled_modified_bessel_k0", "special_scaled_modified_bessel_k1"),
+    *("special_bessel_y0", "special_bessel_y1", "special_spherical_bessel_j0"),
 )
 UNBOUNDED = (
-    *("mvlgamma", "igamma", "igammac", "special_zeta", "special_spherical_bessel_j0"),
-    *("special_bessel_y0", "special_bessel_y1"),
+    *("mvlgamma", "special_zeta"),
     *(f"special_{shift}chebyshev_polynomial_{k}" for shift in ("", "shifted_") for k in "tuvw"),
     *("special_hermite_polynomial_h", "special_hermite_polynomial_he"),
     *("special_laguerre_polynomial_l", "special_legendre_polynomial_p"),
@@ -27,6 +27,7 @@ UNBOUNDED = (
 
 NAMED_X = {
     "special_airy_ai": torch.special.airy_ai,
+    "special_spherical_bessel_j0": torch.special.spherical_bessel_j0,
     "special_scaled_modified_bessel_k0": torch.special.scaled_modified_bessel_k0,
     "special_scaled_modified_bessel_k1": torch.special.scaled_modified_bessel_k1,
 }
@@ -47,5 +48,10 @@ CASES = [
     Case("logaddexp2", {"x": X, "other": ROW}),
     Case("logaddexp2", {"x": WIDE, "other": WIDE}),
     Case("hypot", {"x": X, "other": ROW}),
+    *[
+        Case(op, {"x": x, "other": other})
+        for op in ("igamma", "igammac")
+        for x, other in ((POSITIVE, POSITIVE), (X, ROW), (SHARE, SHARE))
+    ],
     *[Case(op, {}, unbounded=True) for op in UNBOUNDED],
 ]

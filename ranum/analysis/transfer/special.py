@@ -21,6 +21,7 @@ from ranum.analysis.transfer.combinators import (
     converted,
     corners,
     decreasing,
+    dtype_of,
     early,
     floating,
     has_infinity,
@@ -30,6 +31,7 @@ from ranum.analysis.transfer.combinators import (
     is_possible,
     may_nan,
     monotone,
+    shape_of,
     unbounded_where,
     working,
 )
@@ -97,9 +99,7 @@ def polygamma(n: int, x: Interval) -> Interval:
 
 
 @transfer(
-    "mvlgamma", "igamma", "igammac", "special_zeta", "special_spherical_bessel_j0",
-    "special_bessel_y0", "special_bessel_y1",
-    "special_chebyshev_polynomial_t", "special_chebyshev_polynomial_u",
+    "mvlgamma", "special_zeta", "special_chebyshev_polynomial_t", "special_chebyshev_polynomial_u",
     "special_chebyshev_polynomial_v", "special_chebyshev_polynomial_w",
     "special_shifted_chebyshev_polynomial_t", "special_shifted_chebyshev_polynomial_u",
     "special_shifted_chebyshev_polynomial_v", "special_shifted_chebyshev_polynomial_w",
@@ -108,6 +108,15 @@ def polygamma(n: int, x: Interval) -> Interval:
 )  # fmt: skip
 def polynomial(**_: Any) -> None:
     """Families with a degree or a second argument, and functions with poles: no bound."""
+
+
+@transfer("igamma", "igammac")
+def incomplete_gamma(x: Interval, other: Interval) -> Interval:
+    """Shares of the gamma integral: in [0, 1] for a > 0 and a finite limit from 0 up, else NaN."""
+    shape, dtype = shape_of(x, other), dtype_of(x, other)
+    known = x.low > 0 and other.low >= 0 and x.is_finite and other.is_finite
+    share = Interval.full(0.0, 1.0, shape, floating(Interval.top(shape, dtype)).dtype)
+    return inexact(share, LOOSE).intersect(lower=0.0).with_nan(not known)
 
 
 # --- Bessel --------------------------------------------------------------------------------
@@ -123,6 +132,30 @@ def bessel_j0(x: Interval) -> Interval:
 def bessel_j1(x: Interval) -> Interval:
     """In [-0.582, 0.582]."""
     return _within(x, -0.58187, 0.58187)
+
+
+@transfer("special_bessel_y0")
+def bessel_y0(x: Interval) -> Interval:
+    """From -inf at 0 up to 0.522; NaN below 0."""
+    return _second_kind(x, 0.5215)
+
+
+@transfer("special_bessel_y1")
+def bessel_y1(x: Interval) -> Interval:
+    """From -inf at 0 up to 0.417; NaN below 0."""
+    return _second_kind(x, 0.4172)
+
+
+def _second_kind(x: Interval, most: float) -> Interval:
+    x = floating(x)
+    nan = x.may_nan or is_possible((x.lower < 0) | has_infinity(x))
+    return Interval.full(-math.inf, most, x.shape, x.dtype).with_nan(nan)
+
+
+@transfer("special_spherical_bessel_j0")
+def spherical_bessel_j0(x: Interval) -> Interval:
+    """sin(x) / x: in [-0.2173, 1]."""
+    return _within(x, -0.21724, 1.0)
 
 
 @transfer("special_airy_ai")
