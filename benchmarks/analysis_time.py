@@ -72,11 +72,14 @@ def measure(make: Callable[[], Step], repeats: int) -> tuple[Step, dict[str, flo
         step.loss().backward()
         step.model.zero_grad()
 
-    graph = program.capture()
+    def capture() -> None:
+        program.capture(observe=False)  # as `ranum.analyze` does
+
+    graph = program.capture(observe=False)
     times: dict[str, list[float]] = {}
     for _ in range(repeats):
         for name, function in (
-            ("forward", forward), ("step", train), ("capture", program.capture)
+            ("forward", forward), ("step", train), ("capture", capture)
         ):  # fmt: skip
             times.setdefault(name, []).append(median_seconds(function, 1))
         for level in LEVELS:

@@ -13,6 +13,7 @@ from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -124,37 +125,42 @@ class _Kept:
 
     def __init__(self) -> None:
         self._things: list[tuple[Any, Any]] = []  # (the thing itself, its content)
+        self._empty: list[Any] = []  # containers with nothing in them, most of a module's
         self._seen: set[int] = set()
 
     def keep(self, value: Any) -> None:
         """Copies the content of containers, tensors, generators and modules, and of theirs."""
+        things, seen = self._things, self._seen
         waiting = [value]
         while waiting:
             thing = waiting.pop()
-            if id(thing) in self._seen or type(thing) in _PLAIN:
+            kind = type(thing)
+            if kind in _PLAIN or id(thing) in seen:
                 continue
-            self._seen.add(id(thing))
-            if isinstance(thing, nn.Module):
-                thing = vars(thing)
-            if type(thing) in _TABLES:
-                content: Any = dict(thing)
-                waiting.extend(content.values())
-            elif type(thing) in (list, deque):
-                content = list(thing)
-                waiting.extend(content)
-            elif type(thing) is set:
-                content = set(thing)
+            seen.add(id(thing))
+            if kind not in _CONTAINERS and isinstance(thing, nn.Module):
+                thing, kind = vars(thing), dict
+            if kind in _CONTAINERS:
+                if not thing:
+                    self._empty.append(thing)
+                    continue
+                content: Any = dict(thing) if kind in _TABLES else kind(thing)
+                if kind is not set:
+                    waiting.extend(content.values() if kind in _TABLES else content)
             elif isinstance(thing, torch.Generator):
                 content = thing.get_state()
             elif isinstance(thing, Tensor) and thing.is_leaf and not nn.parameter.is_lazy(thing):
                 content = distinct(thing.detach()).clone()
             else:
                 continue
-            self._things.append((thing, content))
+            things.append((thing, content))
 
     @torch.no_grad()
     def put_back(self) -> None:
         """Writes everything back, in place."""
+        for thing in self._empty:
+            if thing:
+                thing.clear()
         for thing, content in self._things:
             if isinstance(thing, Tensor):
                 # `data`: a graph that waits for its backward pass may hold it.
@@ -169,5 +175,9 @@ class _Kept:
                 thing.extend(content)
 
 
-_TABLES = (dict, OrderedDict, defaultdict)
-_PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None)})
+_TABLES = frozenset({dict, OrderedDict, defaultdict})
+_CONTAINERS = _TABLES | {list, deque, set}
+_PLAIN = frozenset(
+    {int, float, complex, bool, str, bytes, type(None), type, FunctionType, MethodType,
+     torch.dtype, torch.device, torch.Size}
+)  # fmt: skip

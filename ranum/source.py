@@ -137,7 +137,7 @@ def user_source(start: FrameType | None = None) -> Source:
     while frame is not None:
         code = frame.f_code
         if is_user_file(code.co_filename):
-            return _source_of(code, code.co_filename, frame.f_lasti, current_module())
+            return _source_of(code, frame.f_lasti, current_module())
         frame = frame.f_back
     return UNKNOWN
 
@@ -148,20 +148,26 @@ def traceback_source(traceback: Any) -> Source:
     while traceback is not None:
         code = traceback.tb_frame.f_code
         if is_user_file(code.co_filename):
-            found = _source_of(code, code.co_filename, traceback.tb_lasti, None)
+            found = _source_of(code, traceback.tb_lasti, None)
         traceback = traceback.tb_next
     return found
 
 
-@lru_cache(maxsize=4096)
-def _source_of(code: CodeType, file: str, lasti: int, module: str | None) -> Source:
-    # `file` is in the key because equal code objects may come from different files.
+_PLACES_LIMIT = 1 << 14
+_places: dict[tuple[int, int, str | None], tuple[CodeType, Source]] = {}
+"""By identity of the code, which takes long to hash; each entry keeps its own alive."""
+
+
+def _source_of(code: CodeType, lasti: int, module: str | None) -> Source:
+    known = _places.get((id(code), lasti, module))
+    if known is not None:
+        return known[1]
     line, end_line, column, end_column = _position(code, lasti)
     first = line or code.co_firstlineno
     last = end_line or first
     start, end = (-1 if end is None else end for end in (column, end_column))
-    path = _absolute(file)
-    return Source(
+    path = _absolute(code.co_filename)
+    source = Source(
         file=path,
         line=first,
         end_line=last,
@@ -171,6 +177,10 @@ def _source_of(code: CodeType, file: str, lasti: int, module: str | None) -> Sou
         module=module,
         lines=source_lines(path, first, last),
     )
+    if len(_places) >= _PLACES_LIMIT:
+        _places.clear()
+    _places[id(code), lasti, module] = (code, source)
+    return source
 
 
 def _position(code: CodeType, lasti: int) -> tuple[int | None, int | None, int | None, int | None]:
@@ -261,12 +271,15 @@ def _own_name(module: torch.nn.Module) -> str:
 
 
 @contextmanager
-def module_scope(model: torch.nn.Module) -> Iterator[None]:
+def module_scope(model: torch.nn.Module) -> Iterator[dict[int, str]]:
     """Keeps track of the running submodule of `model`, by name, in this thread.
 
     Uses torch's global module hooks, so it sees modules whose `forward` is patched, and
     leaves no hook behind. A module that is not part of `model` shows as its own `name`, which
     Keras layers have, or its class name.
+
+    Yields:
+        The path of each module of `model` by its `id`.
     """
     names = {id(module): name for name, module in model.named_modules()}
     stack: list[str] = []
@@ -283,7 +296,7 @@ def module_scope(model: torch.nn.Module) -> Iterator[None]:
     before = torch.nn.modules.module.register_module_forward_pre_hook(enter)
     after = torch.nn.modules.module.register_module_forward_hook(leave, always_call=True)
     try:
-        yield
+        yield names
     finally:
         before.remove()
         after.remove()

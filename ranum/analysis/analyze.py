@@ -41,7 +41,7 @@ def analyze(
     step: Step = "training",
     backward: bool | None = None,
     confirm: bool = False,
-    observe: bool = True,
+    observe: bool = False,
     trust: bool = False,
     execution: Execution | None = None,
 ) -> Analysis:
@@ -83,7 +83,8 @@ def analyze(
         backward: Also analyse the backward pass. By default yes, but an ONNX model without a
             loss is analysed forward only.
         confirm: Also search a failing input for every defect (`ranum.confirm`).
-        observe: Also record the extremes that the step really produced.
+        observe: Record the smallest and largest element of every result, not only of module
+            outputs and the loss.
         trust: Read `.pt2` files, which can run code of whoever wrote them.
         execution: How arithmetic is carried out (flush to zero, TF32, fused products); by
             default as torch is set up now; programs of TensorFlow flush to zero.

@@ -397,7 +397,7 @@ def test_a_stock_model_raises_no_alarm_and_contains_what_happened(name, weights)
     def loss(output: Tensor) -> Tensor:
         return F.cross_entropy(output.flatten(0, -2), torch.zeros(output[..., 0].numel()).long())
 
-    analysis = analyze(model.train(), x, loss=loss, weights=weights)
+    analysis = analyze(model.train(), x, loss=loss, weights=weights, observe=True)
     assert analysis.is_complete, analysis
     assert analysis.defects == (), analysis
     if weights == "initial":

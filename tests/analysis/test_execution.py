@@ -107,7 +107,9 @@ def test_bounds_hold_for_what_the_processor_flushes(name, flushing):
     for draw in range(12):
         scale = 10.0 ** (-18 - draw % 4)
         x = torch.randn(4, 5) * scale
-        analysis = analyze(lambda x: operator(x).sum(), x, inputs={"x": (-4e-17, 4e-17)})
+        analysis = analyze(
+            lambda x: operator(x).sum(), x, inputs={"x": (-4e-17, 4e-17)}, observe=True
+        )
         assert not analysis.unknowns
         graph, found = analysis.graph, analysis.intervals
         for node in graph.nodes:
@@ -128,7 +130,10 @@ def test_point_inputs_keep_inside_their_bounds_when_flushed(flushing):
     for operator in OPERATORS.values():
         x = torch.randn(4, 5) * 1e-19
         analysis = analyze(
-            lambda x, operator=operator: operator(x).sum(), x, inputs={"x": Interval.point(x)}
+            lambda x, operator=operator: operator(x).sum(),
+            x,
+            inputs={"x": Interval.point(x)},
+            observe=True,
         )
         for node in analysis.graph.nodes:
             value = analysis.graph.values[node.outputs[0]]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import random
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ranum._untouched import untouched
+from ranum.analysis import analyze
 from ranum.analysis.capture.recorder import record
 from ranum.analysis.capture.torch import function_program, module_program
 from ranum.analysis.evaluate import evaluate, needed_nodes
@@ -297,3 +299,40 @@ def test_the_graph_computes_what_the_step_computed(name):
     known = evaluate(graph, needed_nodes(graph, [graph.loss]), leaves)
     expected = model.train()(x)
     torch.testing.assert_close(known[graph.loss].float(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_extremes_are_recorded_where_somebody_reads_them():
+    def step(x: torch.Tensor) -> torch.Tensor:
+        masked = x.masked_fill(torch.ones(3, 3).triu(1).bool(), float("-inf"))
+        return torch.softmax(model(masked.softmax(-1)), -1).log().mean()
+
+    model = nn.Linear(3, 3)
+    program = function_program(step, (torch.rand(3, 3),))
+    every, few = program.capture(), program.capture(observe=False)
+    seen = {value.index for value in few.values.values() if value.observed is not None}
+    wanted = [node.outputs[0] for node in few.nodes if node.op == "_softmax"]
+    assert seen == {*wanted, few.module_outputs.get("", few.loss), few.loss}
+    for number in seen:
+        assert few.values[number].observed == every.values[number].observed
+    assert {d.code for d in analyze(step, torch.rand(3, 3)).defects} == {
+        d.code for d in analyze(step, torch.rand(3, 3), observe=True).defects
+    }
+
+
+def test_a_view_of_another_dtype_is_no_reshape():
+    def step(x: torch.Tensor) -> torch.Tensor:
+        return x.view(torch.int32).float().sum()
+
+    assert "view" in ops(module_free_graph(step, torch.ones(3)))
+
+
+def test_the_garbage_collector_runs_again_afterwards():
+    _, program = small_step()
+    program.capture()
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        program.capture()
+        assert not gc.isenabled()
+    finally:
+        gc.enable()

@@ -105,7 +105,10 @@ def parts(
 # --- one function per way of writing it ----------------------------------------------------
 
 
-def _reshape(known: Overload, bound: dict[str, Any], output: Tensor) -> Canonical:
+def _reshape(known: Overload, bound: dict[str, Any], output: Tensor) -> Canonical | None:
+    x = bound["x"]
+    if x.dtype != output.dtype or x.numel() != output.numel():  # other bits, or other elements
+        return None
     arguments = {"x": bound["x"], "shape": tuple(output.shape)}
     return Canonical("reshape", known.function, arguments)
 

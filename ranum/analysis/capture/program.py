@@ -63,7 +63,8 @@ class Program:
         """Runs the step once under the recorder; the model's state is put back.
 
         Args:
-            observe: Record the extremes of every result.
+            observe: Record the extremes of every result, not only of module outputs and the
+                loss.
             varying: Names and patterns of integer inputs that are no masks, though they hold
                 only 0 and 1.
         """

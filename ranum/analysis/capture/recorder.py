@@ -11,6 +11,7 @@ memory holds: `memory`, `integers`, `running_statistics`. The graph itself: `tra
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -233,6 +234,22 @@ class _Escapes(TorchFunctionMode):
 
 
 @contextmanager
+def _uncollected() -> Iterator[None]:
+    """Pauses the garbage collector.
+
+    Recording makes objects by the ten thousand, which all live on; looking for cycles among
+    them and in everything else the process has imported takes longer than recording does.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@contextmanager
 def recording(
     model: torch.nn.Module | None,
     inputs: Mapping[str, Tensor],
@@ -248,15 +265,16 @@ def recording(
         inputs: Tensors that vary from batch to batch, by name. Of integer ones, masks (what
             comparisons make of them, and inputs of 0 and 1) count as constants.
         parameters: Trainable tensors by name.
-        observe: Also record the extremes of every result (about a tenth of a step).
+        observe: Record the extremes of every result (about a tenth of a step); otherwise of
+            module outputs, the loss and what the analysis reads.
         varying: Integer inputs of 0 and 1 that are no masks.
     """
-    recorder = Recorder(inputs, parameters, observe, varying)
     with ExitStack() as stack:
+        stack.enter_context(_uncollected())
+        recorder = Recorder(inputs, parameters, observe, varying)
         stack.enter_context(eager())
         if model is not None:
-            stack.enter_context(module_scope(model))
-            names = {id(module): name for name, module in model.named_modules()}
+            names = stack.enter_context(module_scope(model))
 
             def leave(module: torch.nn.Module, args: Any, output: Any) -> None:
                 name = names.get(id(module))
@@ -289,7 +307,8 @@ def record(
         inputs: Tensors that vary from batch to batch, by name.
         parameters: Trainable tensors by name.
         backward: Also run and record the backward pass.
-        observe: Record the extremes of every result.
+        observe: Record the extremes of every result; otherwise of module outputs, the loss
+            and what the analysis reads.
         varying: Integer inputs of 0 and 1 that are no masks.
     """
     with recording(

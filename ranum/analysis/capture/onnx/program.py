@@ -149,7 +149,7 @@ class OnnxProgram(Program):
 
     def capture(self, *, observe: bool = True, varying: Collection[str] = ()) -> Graph:
         """Runs the model once under the recorder; outputs and layers are named."""
-        graph = Program.capture(self, observe=observe, varying=varying)
+        graph = Program.capture(self, observe=True, varying=varying)  # layers are named later
         outputs = dict(graph.module_outputs)
         for node in graph.nodes:
             layer, output = node.source.module, node.outputs[0]

@@ -42,7 +42,7 @@ class TensorFlowProgram(Program):
 
     def capture(self, *, observe: bool = True, varying: Collection[str] = ()) -> Graph:
         """Runs the step once under the recorder; what each layer returns is named."""
-        graph = Program.capture(self, observe=observe, varying=varying)
+        graph = Program.capture(self, observe=True, varying=varying)  # layers are named later
         for node in graph.nodes:
             layer, output = node.source.module, node.outputs[0]
             if not layer or output is None or node.phase == "backward":
