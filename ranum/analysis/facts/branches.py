@@ -140,7 +140,7 @@ def _is_nonzero(graph: Graph, value: int, intervals: Intervals, depth: int = 4) 
         )
     if node.op == "add" and node.arguments.get("alpha", 1) == 1:
         return _is_one_where_zero(graph, node)
-    if node.op in ("reshape", "expand", "permute", "abs", "neg", "square"):
+    if node.op in ("reshape", "expand", "permute", "abs", "neg", "sign", "sgn"):
         return _is_nonzero(graph, node.operands[0], intervals, depth - 1)
     return False
 
