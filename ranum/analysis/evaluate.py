@@ -35,7 +35,13 @@ def needed_nodes(graph: Graph, values: Iterable[int]) -> list[Node]:
 
 
 def evaluate(
-    graph: Graph, nodes: Iterable[Node], leaves: Mapping[int, Tensor]
+    graph: Graph,
+    nodes: Iterable[Node],
+    leaves: Mapping[int, Tensor],
+    *,
+    straight_through: bool = False,
+    wide: bool = True,
+    flush: bool = False,
 ) -> dict[int, Tensor]:
     """Concrete values of the outputs of `nodes`.
 
@@ -43,6 +49,11 @@ def evaluate(
         graph: A recorded step.
         nodes: The nodes to run, in order; see `needed_nodes`.
         leaves: Tensors for inputs and parameters; constants come from the recording.
+        straight_through: Let gradients through where a function is flat, as if it were the
+            identity there (Bengio et al., Estimating or Propagating Gradients Through
+            Stochastic Neurons, 2013); values stay the same.
+        wide: In float64; else in the dtypes of the recorded step.
+        flush: Make 0 of subnormal results.
 
     Raises:
         NotExecutableError: If a node has no functional form, or fails for these tensors.
@@ -51,15 +62,22 @@ def evaluate(
 
     def look_up(ref: Ref) -> Tensor:
         if ref.value not in known:
-            known[ref.value] = double(graph.values[ref.value].data)
+            data = graph.values[ref.value].data
+            if data is None:
+                raise NotExecutableError("a recorded constant was too large to be kept.")
+            known[ref.value] = double(data) if wide else data.detach()
         return known[ref.value]
 
     for node in nodes:
         arguments = tree_map_only(Ref, look_up, node.arguments)
         try:
-            result = _run(node, arguments)
+            result = run_node(node, arguments, wide=wide)
+            if straight_through and node.op in _FLAT:
+                result = _let_through(node.op, result, arguments)
         except (RuntimeError, TypeError, IndexError, NotImplementedError) as error:
             raise NotExecutableError(f"{node.op} cannot be run again: {error}") from error
+        if flush:
+            result = tree_map_only(Tensor, flushed, result)
         outputs = result if isinstance(result, (tuple, list)) else (result,)
         known.update(
             (number, output)
@@ -69,23 +87,49 @@ def evaluate(
     return known
 
 
-def double(data: Tensor | None) -> Tensor:
+def double(data: Tensor) -> Tensor:
     """Float tensors in float64, others as they are."""
-    if data is None:
-        raise NotExecutableError("a recorded constant was too large to be kept.")
     return data.to(torch.float64) if data.is_floating_point() else data
 
 
-def _run(node: Node, arguments: dict[str, Any]) -> Any:
+def flushed(x: Tensor) -> Tensor:
+    """The tensor with 0 in place of subnormal numbers; itself if it holds none."""
+    if not x.is_floating_point() or x.dtype == torch.float64:
+        return x
+    subnormal = (x.abs() < torch.finfo(x.dtype).tiny) & (x != 0)
+    return x.masked_fill(subnormal, 0.0) if bool(subnormal.any()) else x
+
+
+def run_node(node: Node, arguments: Mapping[str, Any], *, wide: bool = True) -> Any:
+    """The result of one operator on tensors.
+
+    Args:
+        node: The operator.
+        arguments: Its arguments, with tensors in place of references.
+        wide: Make float64 what it makes anew; else what the recorded step made.
+
+    Raises:
+        NotExecutableError: If it has no functional form.
+    """
     special = _SPECIAL.get(node.op)
     if special is not None:
-        return special(**arguments)
+        return special(**arguments) if wide else _narrow(node.op, special, arguments)
     if node.target is None:
         raise NotExecutableError(f"{node.op} has no functional form.")
-    arguments = dict(arguments)
+    if wide and node.op == "convolution":  # ten times slower in float64
+        result = _run_target(node, tree_map_only(Tensor, _single, dict(arguments)))
+        return result.to(torch.float64)
+    return _run_target(node, dict(arguments), wide=wide)
+
+
+def _single(x: Tensor) -> Tensor:
+    return x.to(torch.float32) if x.dtype == torch.float64 else x
+
+
+def _run_target(node: Node, arguments: dict[str, Any], *, wide: bool = False) -> Any:
     if node.op == "native_batch_norm" and arguments.get("training"):
         arguments["running_mean"] = arguments["running_var"] = None  # they would be overwritten
-    if "dtype" in arguments and isinstance(arguments["dtype"], torch.dtype):
+    if wide and isinstance(arguments.get("dtype"), torch.dtype):
         arguments["dtype"] = _wide(arguments["dtype"])
     names = {argument.name for argument in node.target._schema.arguments}
     if "self" in names and "x" in arguments:
@@ -93,6 +137,31 @@ def _run(node: Node, arguments: dict[str, Any]) -> Any:
     elif "_self" in names and "x" in arguments:
         arguments["_self"] = arguments.pop("x")
     return node.target(**arguments)
+
+
+def _narrow(op: str, special: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+    if op == "cast":
+        return arguments["x"].to(arguments["dtype"])
+    result = special(**arguments)
+    dtype = arguments.get("dtype")
+    return result.to(dtype) if isinstance(dtype, torch.dtype) else result
+
+
+_FLAT = frozenset(
+    {"relu", "relu6", "hardtanh", "threshold", "clamp", "clamp_min", "clamp_max", "hardsigmoid",
+     "sign", "round", "floor", "ceil", "trunc", "gt", "ge", "lt", "le"}
+)  # fmt: skip
+"""Operators with a gradient of 0 over whole ranges."""
+
+
+def _let_through(op: str, result: Any, arguments: Mapping[str, Any]) -> Any:
+    x = arguments.get("x")
+    if not isinstance(x, Tensor) or not isinstance(result, Tensor) or not x.requires_grad:
+        return result
+    if not result.is_floating_point() or x.shape != result.shape:
+        return result
+    flat = result.detach() + (x - x.detach())
+    return torch.where(result != x, flat, result) if result.requires_grad else flat
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -1,0 +1,235 @@
+"""Descends towards a goal: signed gradient steps, with the length of each found by trying.
+
+Ranges may be as wide as the numbers of the dtype, so no share of the range is a sensible step.
+A step's length is tried on a ladder instead, from a fraction of a variable's own size upwards,
+and the first rung on which the operator fails is taken: it is the nearest.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ranum.analysis.confirm.goals import Goal
+from ranum.analysis.confirm.replay import Replay
+from ranum.analysis.confirm.space import Point, Variable
+from ranum.analysis.evaluate import NotExecutableError
+
+ROUNDS = 12
+"""Gradients taken from one start."""
+RUNGS = 26
+"""Lengths tried along one direction at most."""
+RATIO = 4.0
+"""From rung to rung."""
+HALVINGS = 6
+"""Between a rung that fails and the one before."""
+SLOW = 0.05
+"""A round that brings less than this share of what all have brought is the last."""
+FIRST = 2.0**-6
+"""The shortest step, in sizes of the variable."""
+WORSE = 3
+"""Rungs without progress after which a direction is given up."""
+
+
+@dataclass(slots=True)
+class Budget:
+    """What a search may use.
+
+    Attributes:
+        deadline: By `time.monotonic`.
+        evaluations: Runs of the graph or of the step so far.
+    """
+
+    deadline: float
+    evaluations: int = 0
+
+    @contextmanager
+    def share(self, parts: int) -> Iterator[None]:
+        """Inside the block, one of so many equal parts of the time that is left."""
+        whole = self.deadline
+        self.deadline = min(whole, time.monotonic() + (whole - time.monotonic()) / parts)
+        try:
+            yield
+        finally:
+            self.deadline = whole
+
+    @property
+    def is_spent(self) -> bool:
+        """True once the time is up."""
+        return time.monotonic() > self.deadline
+
+
+Verify = Callable[[Point], bool]
+"""Runs the user's step at a point; True if the operator fails there."""
+
+
+class Descent:
+    """The search towards one goal.
+
+    Args:
+        goal: Where to.
+        replay: Of the graph, for what the goal looks at.
+        verify: Called with points that should fail.
+        budget: Ends the search.
+    """
+
+    def __init__(self, goal: Goal, replay: Replay, verify: Verify, budget: Budget) -> None:
+        self._goal = goal
+        self._replay = replay
+        self._verify = verify
+        self._budget = budget
+
+    def run(self, movable: tuple[Variable, ...], start: Point) -> Point | None:
+        """A point at which the operator fails in the user's own code, or None.
+
+        Args:
+            movable: The variables to move.
+            start: Where to begin; other variables stay as recorded.
+
+        Raises:
+            NotExecutableError: If the graph cannot be run again.
+        """
+        point = {one.number: start.get(one.number, one.recorded) for one in movable}
+        known = self._evaluate(point)
+        if self._goal.fails(known) and self._verify(point):
+            return point
+        first = best = self._distance(known)
+        length = FIRST
+        for _ in range(ROUNDS):
+            if first is None or best is None or self._budget.is_spent:
+                return None
+            found = None
+            for direction in self._directions(movable, point):
+                found = self._along(movable, point, direction, best, length)
+                if found.fails or found.distance < best:
+                    break
+            if found is None or not (found.fails or found.distance < best):
+                return None
+            point = dict(found.point)
+            if found.fails or self._verify(point):  # rounding may do what float64 does not show
+                return point
+            gain = best - found.distance
+            best, length = found.distance, max(found.length / RATIO**2, FIRST)
+            if gain < SLOW * (first - best):
+                return None
+        return None
+
+    # --- directions -------------------------------------------------------------------------
+
+    def _directions(
+        self, movable: tuple[Variable, ...], point: Point
+    ) -> Iterable[Mapping[int, Tensor]]:
+        """Downhill: by sign, then in proportion; where all is flat, straight through."""
+        slopes = self._slopes(movable, point, straight_through=False)
+        if not slopes:
+            slopes = self._slopes(movable, point, straight_through=True)
+        if slopes:
+            yield {number: -slope.sign() for number, slope in slopes.items()}
+            most = max(float(slope.abs().max()) for slope in slopes.values())
+            yield {number: -slope / most for number, slope in slopes.items()}
+
+    def _slopes(
+        self, movable: tuple[Variable, ...], point: Point, *, straight_through: bool
+    ) -> dict[int, Tensor]:
+        leaves = {one.number: point[one.number].detach().requires_grad_() for one in movable}
+        try:
+            with torch.enable_grad():
+                known = self._evaluate(leaves, straight_through=straight_through)
+                distance = self._goal.distance(known)
+                if distance is None or not distance.requires_grad:
+                    return {}
+                found = torch.autograd.grad(distance, list(leaves.values()), allow_unused=True)
+        except RuntimeError:
+            return {}
+        return {
+            number: slope
+            for number, slope in zip(leaves, found, strict=True)
+            if slope is not None and bool(slope.isfinite().all()) and bool(slope.any())
+        }
+
+    # --- lengths ----------------------------------------------------------------------------
+
+    def _along(
+        self,
+        movable: tuple[Variable, ...],
+        point: Point,
+        direction: Mapping[int, Tensor],
+        best: float,
+        length: float,
+    ) -> _Rung:
+        """The first rung that fails, else the lowest."""
+        chosen = _Rung(point, best, length)
+        worse = 0
+        previous: Mapping[int, Tensor] = point
+        for _ in range(RUNGS):
+            if self._budget.is_spent or worse >= WORSE:
+                break
+            stepped = {
+                one.number: one.moved(point[one.number], direction[one.number], length)
+                if one.number in direction
+                else point[one.number]
+                for one in movable
+            }
+            if all(torch.equal(stepped[number], previous[number]) for number in stepped):
+                if previous is not point:
+                    break  # at the ends of all ranges
+                length *= RATIO
+                continue
+            previous = stepped
+            known = self._evaluate(stepped)
+            if self._goal.fails(known):
+                if self._verify(stepped):
+                    return _Rung(stepped, -torch.inf, length, fails=True)
+                nearest = self._nearest(point, stepped)
+                if self._verify(nearest):
+                    return _Rung(nearest, -torch.inf, length, fails=True)
+            distance = self._distance(known)
+            if distance is not None and distance < chosen.distance:
+                chosen, worse = _Rung(stepped, distance, length), 0
+            else:
+                worse += 1
+            length *= RATIO
+        return chosen
+
+    def _nearest(self, point: Point, beyond: Point) -> Point:
+        """Where the operator just fails, on the way to a point at which nobody notices.
+
+        Behind a clamp, say: its gradient no longer reaches a weight that was moved too far.
+        """
+        low, high, best = 0.0, 1.0, beyond
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            between = {n: point[n].lerp(beyond[n], middle) for n in beyond}
+            if self._goal.fails(self._evaluate(between)):
+                high, best = middle, between
+            else:
+                low = middle
+        return best
+
+    def _evaluate(
+        self, point: Mapping[int, Tensor], *, straight_through: bool = False
+    ) -> dict[int, Tensor]:
+        self._budget.evaluations += 1
+        return self._replay.run(point, straight_through=straight_through)
+
+    def _distance(self, known: Mapping[int, Tensor]) -> float | None:
+        try:
+            distance = self._goal.distance(known)
+        except NotExecutableError:
+            return None
+        if distance is None or bool(distance.isnan()):
+            return None
+        return float(distance.detach())
+
+
+@dataclass(frozen=True, slots=True)
+class _Rung:
+    point: Point
+    distance: float
+    length: float
+    fails: bool = False
