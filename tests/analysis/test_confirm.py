@@ -8,6 +8,7 @@ from torch import Tensor, nn
 import ranum
 from ranum.analysis import analyze
 from ranum.analysis.confirm import confirm
+from ranum.analysis.confirm.replay import Replay
 from ranum.errors import ArgumentError
 
 torch.manual_seed(0)
@@ -95,3 +96,69 @@ def test_bad_arguments():
         ranum.confirm(defect, seconds=0)
     with pytest.raises(ArgumentError, match="restarts must be 0 or more; got -1"):
         ranum.confirm(defect, restarts=-1)
+
+
+def test_integer_inputs_are_moved_too():
+    def step(x: Tensor, label: Tensor) -> Tensor:
+        return (x / (label - 1)).sum()
+
+    (defect,) = analyze(step, torch.rand(4), torch.tensor([0, 2, 0, 2])).defects
+    witness = confirm(defect)
+    assert witness is not None
+    assert set(witness.inputs) == {"label"}
+    assert bool((witness.inputs["label"] == 1).any())
+
+
+def test_ranges_as_wide_as_the_dtype_are_searched():
+    layer = nn.Linear(6, 3)
+    with torch.no_grad():
+        layer.weight.zero_(), layer.bias.zero_()
+
+    def step(x: Tensor) -> Tensor:
+        return torch.log(torch.softmax(layer(x), -1)).mean()
+
+    (defect,) = analyze(step, X, weights="anything").defects
+    witness = confirm(defect)
+    assert witness is not None
+    assert not witness.inputs
+    assert len(witness.weights) == 1
+    (weight,) = witness.weights.values()
+    assert weight.abs().max() < 1e3  # the nearest, not the largest
+
+
+def test_a_witness_holds_for_the_dropout_of_its_seed():
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Linear(6, 40), nn.ReLU(), nn.Dropout(0.5), nn.Linear(40, 3))
+
+    def step(x: Tensor) -> Tensor:
+        return torch.log(torch.softmax(net(x), -1)).mean()
+
+    (defect,) = analyze(step, X).defects
+    witness = confirm(defect, seed=5)
+    assert witness is not None
+    state = {name: value.clone() for name, value in net.state_dict().items()}
+    moved = {
+        own: witness.weights[name]
+        for own in state
+        for name in witness.weights
+        if name.endswith(own)
+    }
+    net.load_state_dict({**state, **moved})
+    torch.manual_seed(5)
+    assert not step(witness.inputs.get("x", X)).isfinite()
+
+
+def test_random_draws_of_another_step_are_not_used():
+    def step(x: Tensor) -> Tensor:
+        return torch.log(x + torch.rand(3)).sum()
+
+    analysis = analyze(step, torch.ones(3), inputs={"x": (-1, 1)})
+    context = analysis.context
+    drawn = torch.tensor([0.25, 0.5, 0.75])
+    wanted = [analysis.defects[0].operand]
+    leaf = next(iter(context.graph.leaves("input"))).index
+    moved = {leaf: torch.zeros(3, dtype=torch.float64)}
+    used = Replay(context, wanted, [drawn]).run(moved)
+    assert torch.equal(used[wanted[0]], drawn.double())
+    ignored = Replay(context, wanted, [torch.rand(4)]).run(moved)
+    assert torch.equal(ignored[wanted[0]], torch.full((3,), 0.5, dtype=torch.float64))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,20 @@ from torch.utils._pytree import tree_flatten_with_path, tree_map_with_path
 from ranum._untouched import untouched
 from ranum.analysis.capture.recorder import record
 from ranum.analysis.graph import Graph, fits
+
+
+class Origin(Protocol):
+    """The framework's own function, where a program's step is our lowering of it."""
+
+    def fails(
+        self,
+        inputs: Mapping[str, Tensor],
+        weights: Mapping[str, Tensor],
+        node: str,
+        *,
+        gradient_only: bool,
+    ) -> bool | None:
+        """True if a node fails when the function itself runs; None if that cannot be seen."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +45,7 @@ class Program:
         description: What is analysed, for messages: "LitDigits.training_step".
         notes: Limits of the capture that the report should name, a sentence each.
         flush_to_zero: The step's own framework flushes subnormal numbers, as TensorFlow does.
+        origin: What the step was lowered from, if it can still be run.
     """
 
     step: Callable[..., Tensor | None]
@@ -42,6 +57,7 @@ class Program:
     description: str = "step"
     notes: tuple[str, ...] = ()
     flush_to_zero: bool = False
+    origin: Origin | None = None
 
     @property
     def inputs(self) -> dict[str, Tensor]:

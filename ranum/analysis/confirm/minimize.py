@@ -27,14 +27,15 @@ def minimized(space: Space, point: Point, fails: Callable[[Point], bool], budget
         budget: Ends the search; what was found by then is returned.
     """
     best = dict(point)
-    order = sorted(
+    moved = sorted(
         (one for one in space.variables if one.number in best),
         key=lambda one: (one.is_weight, -one.recorded.numel()),
     )
-    for one in order:
+    chosen = [one.number for one in space.choices if one.number in best]
+    for number in [*chosen, *(one.number for one in moved)]:
         if len(best) == 1 or budget.is_spent:
             break
-        without = {number: tensor for number, tensor in best.items() if number != one.number}
+        without = {other: tensor for other, tensor in best.items() if other != number}
         if fails(without):
             best = without
     best = _nearer(space, best, fails, budget)
@@ -53,6 +54,8 @@ def _nearer(
         middle = (low + high) / 2
         between = {
             number: variables[number].within(variables[number].recorded.lerp(tensor, middle))
+            if number in variables
+            else tensor
             for number, tensor in point.items()
         }
         if fails(between):

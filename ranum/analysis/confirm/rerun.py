@@ -83,6 +83,15 @@ def rerun(
         outcome = "gradient not finite" if has_bad_gradient else None
     if outcome is None or probe.operand is None:
         return None
+    if program.origin is not None:
+        failed = program.origin.fails(
+            {**program.inputs, **batch},
+            weights,
+            defect.source.node or "",
+            gradient_only=needs_gradient,
+        )
+        if failed is False:
+            return None
     return Failure(probe.operand, outcome, value)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,7 +15,8 @@ from ranum.analysis.interval import Interval
 from ranum.analysis.result import Context
 
 Point = Mapping[int, Tensor]
-"""Where the search stands: float64 tensors by value number, for what was moved only."""
+"""Where the search stands: float64 tensors by value number, for what was moved only; integer
+inputs as they are, by the number of their `Choice`."""
 
 SMALL = 0.1
 """A weight that starts smaller counts as this large, as it does for the growth of weights."""
@@ -82,16 +83,43 @@ class Variable:
 
 
 @dataclass(frozen=True, eq=False)
+class Choice:
+    """An integer input: labels, token ids, masks. The graph holds it fixed; the step does not.
+
+    Attributes:
+        number: Stands for it in a point; negative, for it is no value of the graph.
+        name: Of the input.
+        recorded: The tensor of the example batch.
+        lower: The least number it may hold: those of the batch, and 0 for a mask of ones.
+        upper: The greatest.
+    """
+
+    number: int
+    name: str
+    recorded: Tensor
+    lower: int
+    upper: int
+
+    def drawn(self, generator: torch.Generator) -> Tensor:
+        """Random numbers between both."""
+        shape = self.recorded.shape
+        drawn = torch.randint(self.lower, self.upper + 1, shape, generator=generator)
+        return drawn.to(self.recorded)
+
+
+@dataclass(frozen=True, eq=False)
 class Space:
     """All that may move.
 
     Attributes:
         inputs: Float inputs.
         weights: Trained parameters of the program.
+        choices: Integer inputs.
     """
 
     inputs: tuple[Variable, ...]
     weights: tuple[Variable, ...]
+    choices: tuple[Choice, ...] = ()
 
     @classmethod
     def of(cls, context: Context) -> Space:
@@ -110,6 +138,7 @@ class Space:
         return cls(
             tuple(one for one in inputs if one.is_movable),
             tuple(one for one in weights if one.is_movable),
+            tuple(_choices(context.program.inputs)),
         )
 
     @cached_property
@@ -128,7 +157,7 @@ class Space:
 
     def tensors(self, point: Point) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Inputs and weights by name in their own dtype: those that differ from the recorded."""
-        inputs: dict[str, Tensor] = {}
+        inputs = {one.name: point[one.number] for one in self.choices if one.number in point}
         weights: dict[str, Tensor] = {}
         for one in self.variables:
             tensor = point.get(one.number)
@@ -136,6 +165,17 @@ class Space:
                 continue
             (weights if one.is_weight else inputs)[one.name] = tensor.to(one.dtype)
         return inputs, weights
+
+
+def _choices(inputs: Mapping[str, Tensor]) -> Iterator[Choice]:
+    for position, (name, tensor) in enumerate(inputs.items()):
+        if tensor.is_floating_point() or tensor.is_complex() or not tensor.numel():
+            continue
+        lower, upper = int(tensor.min()), int(tensor.max())
+        if tensor.dtype == torch.bool or (lower, upper) == (1, 1):
+            lower, upper = 0, 1
+        if lower < upper:
+            yield Choice(-1 - position, name, tensor.detach(), lower, upper)
 
 
 def _variable(value: Value, interval: Interval, *, is_weight: bool) -> Variable:

@@ -97,8 +97,16 @@ class _Hunt:
         self._draws: list[Tensor] = []
 
     def run(self) -> Witness | None:
-        for search in (self._recorded, self._descents, self._special, self._again, self._blind):
-            point = search()
+        stages = (
+            self._recorded,
+            self._descents,
+            self._special,
+            self._integers,
+            self._again,
+            self._blind,
+        )
+        for stage in stages:
+            point = stage()
             if point is not None:
                 return self._witness(self._minimized(point))
             if self._budget.is_spent:
@@ -133,6 +141,25 @@ class _Hunt:
                     return None
                 if self._fails(point):
                     return point
+        return None
+
+    def _integers(self) -> Point | None:
+        """Other labels, token ids and masks: all least, all greatest, one by one, and random."""
+        choices = self._space.choices
+        points: list[Point] = []
+        for number in ("lower", "upper"):
+            full = {
+                one.number: torch.full_like(one.recorded, getattr(one, number)) for one in choices
+            }
+            points += [full, *({key: tensor} for key, tensor in full.items())]
+        points += [
+            {one.number: one.drawn(self._generator) for one in choices} for _ in range(DRAWS)
+        ]
+        for point in points if choices else []:
+            if self._budget.is_spent:
+                return None
+            if self._fails(point):
+                return point
         return None
 
     def _again(self) -> Point | None:
@@ -220,6 +247,8 @@ class _Hunt:
         return minimized(self._space, point, self._fails, self._budget)
 
     def _would_fail(self, point: Point) -> bool:
+        if any(one.number in point for one in self._space.choices):
+            return self._fails(point)  # the graph holds integer inputs fixed
         try:
             known = self._replay.run_in_own_dtype(point)
         except NotExecutableError:

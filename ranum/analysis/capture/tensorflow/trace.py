@@ -23,6 +23,7 @@ from ranum.analysis.capture.tensorflow.function import (
     main_function,
 )
 from ranum.analysis.capture.tensorflow.machine import Variable
+from ranum.analysis.capture.tensorflow.origin import TensorFlowOrigin
 from ranum.analysis.capture.tensorflow.program import Captured, make_program, one_loss
 from ranum.analysis.capture.tensorflow.values import from_array, to_array
 from ranum.errors import ArgumentError
@@ -179,7 +180,7 @@ def traced(
             return finish(tree_unflatten(results, shape))
         return one_loss(results[:losses] if losses else results)
 
-    return make_program(
+    program = make_program(
         main,
         library,
         captured,
@@ -188,6 +189,24 @@ def traced(
         finish=finished,
         backward=backward,
         description=description,
+    )
+    return replace(program, origin=_origin(program, concrete, captured, finish is None))
+
+
+def _origin(
+    program: Program, concrete: Any, captured: list[Captured], has_own_loss: bool
+) -> TensorFlowOrigin:
+    handles = [outer for outer, _ in concrete.graph.captures]
+    variables = [
+        next(variable for variable in concrete.variables if variable.handle is outer)
+        for outer, one in zip(handles, captured, strict=True)
+        if one.is_trained and isinstance(one.value, Tensor) and one.value.dtype.is_floating_point
+    ]
+    return TensorFlowOrigin(
+        concrete,
+        tuple(program.inputs),
+        dict(zip(program.parameters, variables, strict=True)),
+        has_own_loss,
     )
 
 
