@@ -81,7 +81,30 @@ def share_of_lowest(x: Tensor) -> Tensor:
     return 1 / (x.amin(-1, keepdim=True) == x).sum(-1)
 
 
+def sorted_sums(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    ordered = x.sort(-1, descending=True).values
+    return ordered, ordered.cumsum(-1), torch.arange(1, N + 1).to(x.dtype)
+
+
+def size_of_support(x: Tensor) -> Tensor:
+    """What sparsemax divides by."""
+    ordered, sums, ranks = sorted_sums(x)
+    return 1 / (1 + ranks * ordered > sums).sum(-1)
+
+
+def size_of_support_by_threshold(x: Tensor) -> Tensor:
+    ordered, sums, ranks = sorted_sums(x)
+    return 1 / (ordered - (sums - 1) / ranks > 0).to(x.dtype).sum(-1)
+
+
+def variance_by_moments(x: Tensor) -> Tensor:
+    return (x * x).mean(-1) - x.mean(-1) ** 2
+
+
 FACTS = {
+    size_of_support: (0.08, 1.01),
+    size_of_support_by_threshold: (0.08, 1.01),
+    variance_by_moments: (-600, 1.01e8),
     attention: (1.9, 3.1),
     attention_with_dropout: (-0.1, 6.1),
     attention_by_hand: (1.9, 3.1),
@@ -129,6 +152,19 @@ def test_a_fact_holds_in_floating_point(function, dtype):
 
 
 LOOKALIKES = {
+    "margin that the sums absorb": lambda x: (
+        1 / (1e-5 + sorted_sums(x)[0] > sorted_sums(x)[1]).sum(-1)
+    ),
+    "no margin": lambda x: 1 / (sorted_sums(x)[0] > sorted_sums(x)[1]).sum(-1),
+    "sums of others": lambda x: 1 / (1 + sorted_sums(x)[0] > (x + 1).cumsum(-1)).sum(-1),
+    "ranks from 2": lambda x: (
+        1 / (1 + (sorted_sums(x)[2] + 1) * sorted_sums(x)[0] > sorted_sums(x)[1]).sum(-1)
+    ),
+    "square of another mean": lambda x: (
+        ((x * x).mean(-1) - (2 * x).mean(-1) ** 2 + 1e5).rsqrt()
+    ),
+    "moments over other dimensions": lambda x: ((x * x).mean(-1) - x.mean() ** 2 + 1e5).rsqrt(),
+    "a clamp behind the root": lambda x: x * x.square().sum().rsqrt().clamp_max(1e7),
     "weights of another dimension": lambda x: (
         1 / (x.unsqueeze(-1).expand(4, N, N).softmax(-2) @ x.clamp(2.0, 3.0).unsqueeze(-1))
     ),

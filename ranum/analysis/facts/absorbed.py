@@ -2,7 +2,8 @@
 
 An infinite value is harmless if all that is computed from it takes the infinity away again:
 a division by it, tanh, a clamp. In training the backward pass reads it as well, and there
-0 * Inf is NaN: the same expression is a defect then.
+0 * Inf is NaN: the same expression is a defect then, unless the backward pass puts 0 where the
+upstream gradient is 0, as TensorFlow's does for roots and reciprocals.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ranum.analysis.facts._patterns import Intervals
+from ranum.analysis.facts._patterns import Intervals, made_by, operand_of, root
 from ranum.analysis.graph import Graph, Node, Ref
 from ranum.analysis.interval import Interval
 
@@ -23,6 +24,8 @@ _BOUNDED = frozenset(
 )
 _LIMIT = 32
 """Readers looked at before giving up."""
+_WILD = math.nan
+"""Behind a product with an infinity: anything, NaN included, until something masks it."""
 
 
 def is_absorbed(
@@ -45,7 +48,8 @@ def is_absorbed(
         if interval.may_posinf and interval.may_neginf:
             return False
         pending.append((number, math.inf if interval.may_posinf else -math.inf))
-    seen: set[int] = set()
+    sources = {root(graph, number): infinity for number, infinity in pending}
+    seen: set[tuple[int, int]] = set()
     while pending:
         number, infinity = pending.pop()
         reading = readers.get(number, ())
@@ -53,15 +57,62 @@ def is_absorbed(
             return False
         for index in reading:
             reader = graph.nodes[index]
-            if index in seen:
+            if (index, number) in seen:
                 continue
-            seen.add(index)
-            after = _after(graph, reader, number, infinity, intervals)
+            seen.add((index, number))
+            if math.isnan(infinity):
+                after = _after_product(graph, reader, number, sources)
+            else:
+                after = _after(graph, reader, number, infinity, intervals)
             if after is None or len(seen) > _LIMIT:
                 return False
             if after:
                 pending += [(out, after) for out in reader.outputs if out is not None]
     return True
+
+
+def _after_product(
+    graph: Graph, reader: Node, number: int, sources: Mapping[int, float]
+) -> float | None:
+    """As `_after`, for what may be anything where one of the sources is infinite."""
+    if reader.op in ("mul", "neg") or reader.op in _LAYOUT - {"cast", "cat", "stack"}:
+        return _WILD
+    if reader.op != "where" or operand_of(graph, reader, "other") != root(graph, number):
+        return None
+    condition = operand_of(graph, reader, "condition")
+    empty = None if condition is None else made_by(graph, condition, "eq")
+    if empty is None or empty.arguments["other"] != 0 or not _is_zero(graph, reader, "x"):
+        return None
+    gradient = operand_of(graph, empty, "x")
+    return 0.0 if gradient is not None and _is_masked(graph, gradient, sources) else None
+
+
+def _is_masked(graph: Graph, gradient: int, sources: Mapping[int, float]) -> bool:
+    """True for where(y <= c, upstream, 0) with a source y that can be +Inf; >= for -Inf."""
+    mask = made_by(graph, gradient, "where")
+    condition = None if mask is None else operand_of(graph, mask, "condition")
+    if mask is None or condition is None or not _is_zero(graph, mask, "other"):
+        return False
+    compared = made_by(graph, condition, "le", "lt", "ge", "gt")
+    source = None if compared is None else operand_of(graph, compared, "x")
+    if compared is None or source not in sources:
+        return False
+    bound, upper = compared.arguments["other"], compared.op in ("le", "lt")
+    return (
+        isinstance(bound, (int, float))
+        and math.isfinite(bound)
+        and upper == (sources[source] > 0)
+        and graph.values[source].shape == graph.values[gradient].shape
+    )
+
+
+def _is_zero(graph: Graph, node: Node, name: str) -> bool:
+    """True if an argument is the number 0, or a constant full of it."""
+    argument = node.arguments[name]
+    if not isinstance(argument, Ref):
+        return bool(argument == 0)
+    value = graph.values[argument.value]
+    return value.kind == "constant" and value.data is not None and not bool(value.data.any())
 
 
 def _after(
@@ -75,6 +126,8 @@ def _after(
     ]
     if reader.op in _LAYOUT:
         return infinity
+    if reader.op == "mul" and reader.phase == "backward":
+        return _WILD
     if len(names) != 1:
         return None
     name = names[0]

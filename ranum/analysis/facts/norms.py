@@ -147,3 +147,19 @@ def _unit_vector(graph: Graph, node: Node, intervals: Intervals, result: Interva
         return result
     reach = 1 + 4 * sum_slack(math.prod(graph.values[x].shape), result.dtype)
     return result.with_nan(False).intersect(-reach, reach)
+
+
+@fact("rsqrt", "reciprocal")
+def _no_minus_zero(graph: Graph, node: Node, intervals: Intervals, result: Interval) -> Interval:
+    """1 / sqrt(x) >= 0 and 1 / x >= 0 for sums of squares: squares are never -0, sums neither."""
+    operand = operand_of(graph, node, "x")
+    if operand is None or intervals[operand].low < 0:
+        return result
+    total = made_by(graph, operand, "sum", "mean", through=SAME_ELEMENTS)
+    terms = None if total is None else operand_of(graph, total, "x")
+    square = None if terms is None else made_by(graph, terms, "mul", "square", "abs", "exp")
+    if square is None:
+        return result
+    if square.op == "mul" and operand_of(graph, square, "x") != operand_of(graph, square, "other"):
+        return result
+    return result.intersect(lower=0.0)

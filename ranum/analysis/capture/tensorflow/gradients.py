@@ -36,6 +36,43 @@ def summed_to(gradient: Tensor, shape: torch.Size) -> Tensor:
     return gradient if gradient.shape == shape else gradient.sum_to_size(shape)
 
 
+def unless_zero(gradient: Tensor, result: Tensor) -> Tensor:
+    """0 where nothing comes from upstream, whatever is multiplied with it."""
+    return torch.where(gradient == 0, torch.zeros_like(result), result)
+
+
+def sqrt_gradient(y: Tensor, gradient: Tensor) -> Tensor:
+    """Of y = sqrt(x): half of the gradient over y."""
+    return unless_zero(gradient, gradient * 0.5 / y)
+
+
+def rsqrt_gradient(y: Tensor, gradient: Tensor) -> Tensor:
+    """Of y = 1 / sqrt(x): minus half of the gradient times y³."""
+    return unless_zero(gradient, gradient * -0.5 * (y * y * y))
+
+
+def reciprocal_gradient(y: Tensor, gradient: Tensor) -> Tensor:
+    """Of y = 1 / x: minus the gradient times y²."""
+    return unless_zero(gradient, -gradient * y * y)
+
+
+class ByResult(torch.autograd.Function):
+    """A function of single elements whose gradient is computed from its result."""
+
+    @staticmethod
+    def forward(ctx: Any, function: Any, derive: Any, x: Tensor) -> Tensor:
+        """Any shape; `derive` is one of the functions above."""
+        result: Tensor = function(x)
+        ctx.derive = derive
+        ctx.save_for_backward(result)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, Tensor]:
+        """The gradient of x."""
+        return None, None, ctx.derive(*ctx.saved_tensors, gradient)
+
+
 class GuardedPower(torch.autograd.Function):
     """x ** y with dx = y x ** (y - 1), dy = x ** y log(x) where x > 0, else 0."""
 

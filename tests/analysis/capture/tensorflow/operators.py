@@ -201,6 +201,9 @@ for name in ["Max", "Min", "Prod", "EuclideanNorm"]:
 for name in ["All", "Any"]:
     add(name, {"input": TIED > 0}, fixed={"axis": ints(1)})
 add("Mean", {"input": ints(1, 2, 4)}, fixed={"axis": ints(0)})
+AT_ENDS = {"y": floats(0, INFINITE, 0, INFINITE), "dy": floats(0, 0, 1, 1)}
+for name in ["InvGrad", "ReciprocalGrad", "RsqrtGrad", "SqrtGrad"]:
+    add(name, AT_ENDS, gradients=False)
 for name in ["InvGrad", "ReciprocalGrad", "RsqrtGrad", "SigmoidGrad", "SqrtGrad", "TanhGrad"]:
     add(name, {"y": uniform(5, low=0.1), "dy": normal(5)})
 add("ConcatOffset", {}, fixed={"concat_dim": np.int32(1), "shape": [ints(2, 3), ints(2, 1)]})

@@ -130,6 +130,19 @@ def test_same_results_and_gradients(row):
         np.testing.assert_allclose(array, expected, row.tolerance, row.tolerance, err_msg=name)
 
 
+@pytest.mark.parametrize("name", ["Sqrt", "Rsqrt", "Reciprocal", "Log", "Tanh"])
+def test_no_gradient_from_upstream_stays_none(name):
+    row = Row(name, {"x": np.array([0, 0, 1, 4, -1, np.inf], "f")})
+    upstream = [np.array([0, 1, 0, 1, 0, 0], "f")]
+    x = tf.constant(row.operands["x"])
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        (result,) = row.call({"x": x})
+    expected = tape.gradient(result, x, output_gradients=tf.constant(upstream[0]))
+    _, gradients = by_torch(row, upstream)
+    np.testing.assert_allclose(gradients["x"], expected, row.tolerance, row.tolerance)
+
+
 def test_a_wrong_lowering_is_noticed(monkeypatch):
     row = next(row for row in ROWS if row.name == "Maximum")
     monkeypatch.setitem(LOWERINGS, "Maximum", lambda call, x, y: torch.minimum(x, y))

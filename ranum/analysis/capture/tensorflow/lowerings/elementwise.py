@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ranum.analysis.capture.tensorflow.gradients import (
     Angle,
+    ByResult,
     GuardedPower,
     Maximum,
     Minimum,
@@ -21,6 +22,9 @@ from ranum.analysis.capture.tensorflow.gradients import (
     XDividedByY,
     XLogY,
     applied,
+    reciprocal_gradient,
+    rsqrt_gradient,
+    sqrt_gradient,
 )
 from ranum.analysis.capture.tensorflow.machine import Call
 from ranum.analysis.capture.tensorflow.values import DTYPES
@@ -28,6 +32,12 @@ from ranum.analysis.capture.tensorflow.values import DTYPES
 
 def _unary(function: Callable[[Tensor], Tensor]) -> Callable[[Call, Tensor], Tensor]:
     return lambda call, x: function(x)
+
+
+def _by_result(
+    function: Callable[[Tensor], Tensor], derive: Callable[[Tensor, Tensor], Tensor]
+) -> Callable[[Call, Tensor], Tensor]:
+    return lambda call, x: applied(ByResult, function, derive, x)
 
 
 def _binary(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Call, Tensor, Tensor], Any]:
@@ -254,8 +264,8 @@ LOWERINGS: dict[str, Callable[..., Any]] = {
     "Igamma": _binary(torch.special.gammainc),
     "Igammac": _binary(torch.special.gammaincc),
     "Imag": _unary(torch.imag),
-    "Inv": _unary(torch.reciprocal),
-    "InvGrad": _from_output(lambda y, gradient: -gradient * y * y),
+    "Inv": _by_result(torch.reciprocal, reciprocal_gradient),
+    "InvGrad": _from_output(reciprocal_gradient),
     "Invert": _unary(torch.bitwise_not),
     "IsFinite": _unary(torch.isfinite),
     "IsInf": _unary(torch.isinf),
@@ -281,13 +291,13 @@ LOWERINGS: dict[str, Callable[..., Any]] = {
     "Pow": power,
     "Real": _unary(lambda x: torch.real(x) if x.dtype.is_complex else x),
     "RealDiv": divide,
-    "Reciprocal": _unary(torch.reciprocal),
-    "ReciprocalGrad": _from_output(lambda y, gradient: -gradient * y * y),
+    "Reciprocal": _by_result(torch.reciprocal, reciprocal_gradient),
+    "ReciprocalGrad": _from_output(reciprocal_gradient),
     "RightShift": _binary(torch.bitwise_right_shift),
     "Rint": rounded(torch.round),
     "Round": rounded(torch.round),
-    "Rsqrt": _unary(torch.rsqrt),
-    "RsqrtGrad": _from_output(lambda y, gradient: gradient * -0.5 * (y * y * y)),
+    "Rsqrt": _by_result(torch.rsqrt, rsqrt_gradient),
+    "RsqrtGrad": _from_output(rsqrt_gradient),
     "Select": select_rows,
     "SelectV2": select,
     "Sigmoid": _unary(torch.sigmoid),
@@ -295,8 +305,8 @@ LOWERINGS: dict[str, Callable[..., Any]] = {
     "Sign": _unary(lambda x: torch.sgn(x.detach())),
     "Sin": _unary(torch.sin),
     "Sinh": _unary(torch.sinh),
-    "Sqrt": _unary(torch.sqrt),
-    "SqrtGrad": _from_output(lambda y, gradient: gradient * 0.5 / y),
+    "Sqrt": _by_result(torch.sqrt, sqrt_gradient),
+    "SqrtGrad": _from_output(sqrt_gradient),
     "Square": square,
     "SquaredDifference": squared_difference,
     "Sub": _binary(torch.sub),
