@@ -95,7 +95,7 @@ def _is_masked(graph: Graph, gradient: int, sources: Mapping[int, float]) -> boo
         return False
     compared = made_by(graph, condition, "le", "lt", "ge", "gt")
     source = None if compared is None else operand_of(graph, compared, "x")
-    if compared is None or source not in sources:
+    if compared is None or source is None or source not in sources:
         return False
     bound, upper = compared.arguments["other"], compared.op in ("le", "lt")
     return (
