@@ -219,12 +219,22 @@ def _function(
     )
 
 
+_LOOPS_OF_TF1 = frozenset({"Enter", "Exit", "LoopCond", "Merge", "NextIteration", "Switch"})
+
+
 def _plan(
     operations: Sequence[Operation], results: Sequence[Output], effects: Sequence[int] | None
 ) -> Plan:
     """The plan for the results, and for side effects unless they are None."""
     ends = [number for number, _ in results]
     operations = list(operations)
+    for operation in operations:
+        if operation.type.removeprefix("Ref") in _LOOPS_OF_TF1:
+            raise ArgumentError(
+                f"target holds a loop or branch of TensorFlow 1 ({operation.type} "
+                f"{operation.name!r}), which is not carried out; make it in TensorFlow 2, or "
+                "after tf.compat.v1.enable_control_flow_v2()."
+            )
     if effects is None:
         # Returned identities wait for every side effect of the function; the value does not.
         for number in ends:
@@ -281,7 +291,7 @@ def _schedule(operations: Sequence[Operation], ends: Sequence[int]) -> tuple[int
             if missing[reader] == 0:
                 heapq.heappush(ready, reader)
     if len(order) < len(needed):
-        raise ArgumentError("target is a TensorFlow graph with a cycle (TensorFlow 1 loops).")
+        raise ArgumentError("target is a TensorFlow graph with a cycle.")
     return tuple(order)
 
 

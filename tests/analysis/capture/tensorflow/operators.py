@@ -384,6 +384,7 @@ add(
     fixed={"partitions": ints(1, 0, 1, 1, 0)},
     attributes={"num_partitions": 2},
 )
+add("Bucketize", {"input": floats(-2, -1, 0.5, 1, 7)}, attributes={"boundaries": [-1.0, 1.0, 3.0]})
 add("LowerBound", {"sorted_inputs": floats(1, 2, 2, 3)[None], "values": floats(2, 0)[None]})
 add("UpperBound", {"sorted_inputs": floats(1, 2, 2, 3)[None], "values": floats(2, 0)[None]})
 

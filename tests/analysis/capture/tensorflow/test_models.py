@@ -9,7 +9,9 @@ import tensorflow as tf
 from keras import layers
 
 from ranum.analysis import analyze
+from ranum.analysis.capture.tensorflow.function import main_function
 from ranum.errors import ArgumentError
+from ranum.source import UNKNOWN
 
 from .steps import assert_same_step, program_of, run
 
@@ -459,6 +461,18 @@ def test_a_function_must_return_a_loss():
 
     with pytest.raises(ArgumentError, match="must return a loss"):
         analyze(step, tf.constant(1.0))
+
+
+def test_loops_of_tensorflow_1_are_named():
+    tf.compat.v1.disable_control_flow_v2()
+    try:
+        with tf.Graph().as_default() as graph:
+            x = tf.compat.v1.placeholder(tf.float32, [])
+            y = tf.compat.v1.while_loop(lambda y: y < 9.0, lambda y: y * 2.0, [x])
+    finally:
+        tf.compat.v1.enable_control_flow_v2()
+    with pytest.raises(ArgumentError, match=r"loop or branch of TensorFlow 1 \(Enter 'while"):
+        main_function(graph.as_graph_def().node, [x.op.name], [y.name], lambda *_: UNKNOWN)
 
 
 def test_an_operator_without_lowering_is_unknown():

@@ -199,7 +199,14 @@ def search_sorted(*, right: bool) -> Callable[..., Tensor]:
     return lower
 
 
+def bucketize(call: Call, x: Tensor) -> Tensor:
+    """The number of boundaries that are not above each element."""
+    boundaries = torch.tensor(call["boundaries"], dtype=torch.float32)
+    return torch.bucketize(x.float(), boundaries, out_int32=True, right=True)
+
+
 LOWERINGS: dict[str, Callable[..., Any]] = {
+    "Bucketize": bucketize,
     "DynamicPartition": dynamic_partition,
     "DynamicStitch": dynamic_stitch,
     "Gather": gather,

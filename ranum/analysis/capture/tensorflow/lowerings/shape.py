@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ranum.analysis.capture.tensorflow.machine import Call
 from ranum.analysis.capture.tensorflow.values import DTYPES, integers
+from ranum.analysis.transfer._common import broadcast_shapes
 
 
 def identity(call: Call, x: Any) -> Any:
@@ -141,7 +142,7 @@ def broadcast_to(call: Call, x: Tensor, sizes: Tensor) -> Tensor:
 
 def broadcast_shape(call: Call, first: Tensor, second: Tensor) -> Tensor:
     """`BroadcastArgs`: the shape of an elementwise result."""
-    result = torch.broadcast_shapes(integers(first), integers(second))
+    result = broadcast_shapes(integers(first), integers(second))
     return torch.tensor(result, dtype=first.dtype)
 
 
