@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ranum.analysis.capture.onnx import fallback, operators
+from ranum.analysis.capture.onnx.budget import Budget
 from ranum.analysis.capture.onnx.model import DEPTH_LIMIT, Model, opset_versions
 from ranum.analysis.capture.onnx.plan import Body, Step, attribute_value, function_body, graph_body
 from ranum.analysis.capture.onnx.registry import (
@@ -33,13 +34,12 @@ from ranum.analysis.capture.onnx.values import (
     wrapped,
 )
 from ranum.analysis.capture.opaque import opaque
+from ranum.analysis.transfer._common import broadcast_shapes
 from ranum.errors import ArgumentError
 from ranum.source import located
 
 __all__ = ["Interpreter", "operators"]
 
-STEP_LIMIT = 2_000_000
-"""Nodes carried out in one run, those of loops counted each time."""
 _WIDER = {
     torch.uint8: torch.int32,
     torch.int8: torch.int32,
@@ -103,7 +103,7 @@ class Interpreter:
         }
         self._fallback = fallback.Fallback(model, sizes or {})
         self._generator = torch.Generator()
-        self._steps = 0
+        self._budget = Budget()
         self._guessed = False
         self.unknown: dict[str, str] = {}
 
@@ -114,7 +114,7 @@ class Interpreter:
             values: Inputs and initialisers by name.
         """
         self._generator.manual_seed(0)
-        self._steps, self._guessed = 0, False
+        self._budget, self._guessed = Budget(), False
         self.unknown = {}
         frame = _Frame(self._model.opsets, "", (), {})
         outputs = self._run(self._body, Scope(values), frame)
@@ -130,9 +130,7 @@ class Interpreter:
 
     def _run(self, body: Body, scope: Scope, frame: _Frame) -> list[Any]:
         for step in body.steps:
-            self._steps += 1
-            if self._steps > STEP_LIMIT:
-                raise ArgumentError(f"the model carries out more than {STEP_LIMIT} nodes.")
+            self._budget.spend(step.name)
             inputs = [scope[name] if name else None for name in step.inputs]
             with located(step.place(self._model.file, frame.path)):
                 outputs = self._carry_out(step, inputs, scope, frame)
@@ -300,7 +298,7 @@ def _lowered(
         raise UnsupportedError("a required input is left out")
     if entry.op in _BROADCASTING:
         shapes = [value.shape for value in inputs if isinstance(value, Tensor)]
-        checked_size(torch.broadcast_shapes(*shapes), f"the result of {call.name}")
+        checked_size(broadcast_shapes(*shapes), f"the result of {call.name}")
     keywords: dict[str, Any] = dict(attributes)
     if entry.takes_call:
         keywords["call"] = call

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ranum.analysis.capture.onnx.registry import UnsupportedError
 from ranum.analysis.capture.onnx.values import checked_size
+from ranum.analysis.transfer._common import broadcast_shapes
 
 
 def ints(value: Any) -> list[int]:
@@ -41,7 +42,7 @@ def sized(shape: Sequence[int]) -> tuple[int, ...]:
 
 def check_broadcast(*tensors: Tensor) -> None:
     """Refuses operands whose common shape is too large to be made."""
-    sized(torch.broadcast_shapes(*(tensor.shape for tensor in tensors)))
+    sized(broadcast_shapes(*(tensor.shape for tensor in tensors)))
 
 
 def spatial_pads(

@@ -95,6 +95,7 @@ def conv_transpose(
     if wanted is None and auto_pad in ("SAME_UPPER", "SAME_LOWER"):
         wanted = [n * s for n, s in zip(x.shape[2:], step, strict=True)]
     if wanted is not None:
+        sized([x.shape[0], weight.shape[1] * group, *wanted])
         cut = [have - want for have, want in zip(whole, wanted, strict=True)]
         half = [n // 2 for n in cut]
         rest = [n - n // 2 for n in cut]

@@ -47,6 +47,7 @@ def gather_nd(x: Any, indices: Tensor, *, batch_dims: int = 0) -> Any:
     if isinstance(x, np.ndarray):
         raise UnsupportedError("strings")
     depth = indices.shape[-1]
+    sized((*indices.shape[:-1], *x.shape[batch_dims + depth :]))
     batch = indices.shape[:batch_dims]
     count = math.prod(batch)
     flat = x.reshape((count, *x.shape[batch_dims:])) if batch_dims else x.unsqueeze(0)

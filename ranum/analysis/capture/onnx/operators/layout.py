@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ranum.analysis.capture.onnx.operators._common import ints, number, positive, sized, torch_pads
 from ranum.analysis.capture.onnx.registry import Call, UnsupportedError, lowering
+from ranum.analysis.transfer._common import broadcast_shapes
 
 
 @lowering("Identity")
@@ -110,7 +111,7 @@ def concat(*parts: Tensor, axis: int = 1) -> Tensor:
 @lowering("Expand")
 def expand(x: Tensor, shape: Tensor) -> Tensor:
     """Broadcast to a shape, in both directions."""
-    return x.expand(sized(torch.broadcast_shapes(x.shape, tuple(ints(shape)))))
+    return x.expand(sized(broadcast_shapes(x.shape, tuple(ints(shape)))))
 
 
 @lowering("Tile", since=6)

@@ -7,12 +7,13 @@ from torch import Tensor
 
 from ranum.analysis.capture.onnx.operators._common import sized
 from ranum.analysis.capture.onnx.registry import lowering
+from ranum.analysis.transfer._common import broadcast_shapes
 
 
 def _check_product(a: Tensor, b: Tensor) -> None:
     rows = a.shape[-2] if a.dim() > 1 else 1
     columns = b.shape[-1] if b.dim() > 1 else 1
-    sized((*torch.broadcast_shapes(a.shape[:-2], b.shape[:-2]), rows, columns))
+    sized((*broadcast_shapes(a.shape[:-2], b.shape[:-2]), rows, columns))
 
 
 @lowering("MatMul")

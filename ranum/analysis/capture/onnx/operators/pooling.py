@@ -213,6 +213,6 @@ def max_unpool(
     result = flat.scatter(0, places.reshape(-1), x.reshape(-1)).reshape(shape)
     if output_shape is None:
         return result
-    wanted = ints(output_shape)
+    wanted = sized(ints(output_shape))
     grow = [w - n for w, n in zip(wanted, shape, strict=True)]
     return F.pad(result, torch_pads([0] * len(grow), grow))

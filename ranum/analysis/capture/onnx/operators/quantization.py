@@ -19,6 +19,7 @@ from ranum.analysis.capture.onnx.values import (
     marked,
     storage_dtype,
 )
+from ranum.analysis.transfer._common import broadcast_shapes
 
 
 def _spread(parameter: Tensor, x: Tensor, axis: int, block: int) -> Tensor:
@@ -117,7 +118,7 @@ def _centred(x: Tensor, zero: Tensor | None, by_row: bool = False) -> Tensor:
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    sized((*torch.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1]))
+    sized((*broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1]))
     return torch.matmul(a, b)
 
 

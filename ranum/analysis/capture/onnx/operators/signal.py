@@ -103,6 +103,8 @@ def stft(
     if length is None and window is None:
         raise UnsupportedError("neither a window nor a frame length")
     size = number(length) if length is not None else (0 if window is None else len(window))
+    count = max(signal.shape[1] - size, 0) // max(number(step), 1) + 1
+    sized((signal.shape[0], count, size, signal.shape[2]))
     frames = signal.unfold(1, size, number(step)).transpose(2, 3)  # [N, frames, size, 1 or 2]
     if window is not None:
         low = (size - len(window)) // 2
