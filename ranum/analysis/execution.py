@@ -130,14 +130,22 @@ class Execution:
 
         def seen(argument: Any) -> Any:
             if isinstance(argument, (list, tuple)):
-                return type(argument)(seen(item) for item in argument)
+                items = [seen(item) for item in argument]
+                same = all(new is old for new, old in zip(items, argument, strict=True))
+                return argument if same else type(argument)(items)
             if not isinstance(argument, Interval):
                 return argument
             if error and argument.dtype == torch.float32:
                 argument = _relative(argument, error)
             return _flushed(argument, limit) if self.flush_to_zero else argument
 
-        return {name: seen(argument) for name, argument in arguments.items()}
+        found = arguments
+        for name, argument in arguments.items():
+            item = seen(argument) if isinstance(argument, (Interval, list, tuple)) else argument
+            if item is not argument:
+                found = dict(arguments) if found is arguments else found
+                found[name] = item
+        return found
 
     def outputs(
         self, node: Node, arguments: Mapping[str, Any], outputs: list[Interval]
@@ -157,6 +165,8 @@ class Execution:
         return not any(maker is not None and maker.op in ("mul", "square") for maker in makers)
 
     def _rounding(self, op: str) -> float:
+        if self.matmul == self.convolution == "float32":
+            return 0.0
         op = op.removesuffix("_backward")
         if op in _CONVOLUTIONS:
             return ROUNDING.get(self.convolution, 0.0)

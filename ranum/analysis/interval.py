@@ -249,14 +249,15 @@ class Interval:
 
     @property
     def has_normal_ends(self) -> bool:
-        """True if no lower bound is a positive subnormal number, no upper one a negative."""
+        """False if a lower bound may be a positive subnormal number, or an upper one a negative."""
         if self._normal is None:
-            tiny = torch.finfo(self.dtype).smallest_normal
+            tiny = _SMALLEST_NORMAL[self.dtype]
             if self.is_uniform:
                 self._normal = not (0 < self.low < tiny or -tiny < self.high < 0)
             else:
-                low = ((self.lower > 0) & (self.lower < tiny)).any()
-                self._normal = not bool(low or ((self.upper < 0) & (self.upper > -tiny)).any())
+                lost = _has_subnormal(self.lower, tiny)
+                lost = lost or (self.lower is not self.upper and _has_subnormal(self.upper, tiny))
+                self._normal = not lost
         return self._normal
 
     @property
@@ -375,6 +376,15 @@ class Interval:
     __repr__ = __str__
 
 
+def _has_subnormal(bound: Tensor, tiny: float) -> bool:
+    """True if a bound lies between 0 and a smallest normal number, looked for in small parts."""
+    for part in bound.detach().reshape(-1).split(1 << 16):
+        size = part.abs()
+        if size.numel() and size.amin().item() < tiny and bool(((size > 0) & (size < tiny)).any()):
+            return True
+    return False
+
+
 def format_number(value: float) -> str:
     """Short decimal text: four significant digits, integers plain."""
     if math.isfinite(value) and value == int(value) and abs(value) < 1e6:
@@ -467,6 +477,9 @@ _FORMATS = {
     torch.bfloat16: (8, -133),
 }
 """Bits of precision, and the exponent of the smallest positive number."""
+_SMALLEST_NORMAL = {
+    dtype: torch.finfo(dtype).smallest_normal for dtype in (*_FORMATS, torch.float64)
+}
 _LARGEST = {dtype: torch.finfo(dtype).max for dtype in _FORMATS}
 
 

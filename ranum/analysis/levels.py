@@ -48,6 +48,7 @@ class _Levels:
         self._intervals = intervals
         self._weights = weights
         self._growth: dict[int, float] = {}
+        self._whole: frozenset[int] = frozenset()
 
     def place(self, defects: Sequence[Defect]) -> tuple[Defect, ...]:
         at_once, later = self._split(defects, "initial")
@@ -88,7 +89,10 @@ class _Levels:
             return [], []
         nodes = _cone(self._graph, defects)
         start = {**self._intervals, **weight_ranges(self._graph, self._weights, level)}
-        found, _ = find_defects(self._graph, start, nodes=nodes)
+        whole = frozenset() if level == "initial" else self._whole
+        found, known = find_defects(self._graph, start, nodes=nodes, whole=whole)
+        if level != "initial":  # what needed its blocks will need them at the next level
+            self._whole |= known.whole
         keys = {_key(defect) for defect in found}
         there = [defect for defect in defects if _key(defect) in keys]
         return there, [defect for defect in defects if _key(defect) not in keys]

@@ -46,12 +46,14 @@ class Propagation:
         unknown: Nodes without a transfer function, or whose function says nothing of this case.
         faults: One line per transfer function that failed; its node counts as unknown.
         loose: Values whose bounds would be tighter with blocks kept.
+        whole: Nodes, by index, whose blocks were kept.
     """
 
     intervals: dict[int, Interval] = field(default_factory=dict)
     unknown: list[Node] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     loose: set[int] = field(default_factory=set)
+    whole: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,10 +148,10 @@ class Walk:
         whole: Collection[int] = (),
     ) -> None:
         self.graph = graph
-        self.known = Propagation(dict(start))
+        self.whole = frozenset(whole)
+        self.known = Propagation(dict(start), whole=self.whole)
         self._clips = clips
         self._gradient = gradient
-        self._whole = whole
         self._upstream: dict[int, Interval] = {}
         self._execution = graph.execution
 
@@ -160,14 +162,14 @@ class Walk:
             self.known.intervals,
             clips=self._clips,
             gradient=self._gradient,
-            whole=self._whole,
+            whole=self.whole,
         )
         other.known.loose = self.known.loose
         return other
 
     def keeps_blocks(self, node: Node) -> bool:
         """True for a node whose bounds are not merged."""
-        return node.index in self._whole
+        return node.index in self.whole
 
     def store(self, node: Node, outputs: Sequence[Interval]) -> None:
         """Takes up the outputs of a node."""
@@ -229,7 +231,7 @@ class Walk:
         rule, node = step.rule, step.node
         if rule is None:
             return self._by_magnitude(step, arguments)
-        whole = node.index in self._whole
+        whole = node.index in self.whole
         loose = self.known.loose
         if loose and not loose.isdisjoint(node.operands):
             self._mark(step)

@@ -130,9 +130,9 @@ def test_only_what_a_defect_depends_on_is_walked_again(monkeypatch):
 
     sizes = []
 
-    def spy(graph, start, nodes):
+    def spy(graph, start, nodes, **options):
         sizes.append(len(nodes))
-        return find_defects(graph, start, nodes=nodes)
+        return find_defects(graph, start, nodes=nodes, **options)
 
     monkeypatch.setattr(levels, "find_defects", spy)
     net = nn.Sequential(*(nn.Linear(3, 3) for _ in range(20)))

@@ -47,12 +47,13 @@ def find_defects(
     clips: Clips | None = None,
     gradient: float = GRADIENT_BOUND,
     nodes: Sequence[Node] | None = None,
+    whole: frozenset[int] = frozenset(),
 ) -> tuple[tuple[Defect, ...], Propagation]:
     """All defects of a graph in execution order, and the true intervals.
 
     The graph is walked with one pair of bounds per tensor first. Where a rule objects to
-    bounds that were merged on the way, what they depend on is walked again with blocks kept,
-    until every objection stands.
+    bounds that were merged on the way, what they depend on is walked again with blocks kept.
+    If an objection falls, so is all the rest, until every objection stands.
 
     Args:
         graph: A recorded step.
@@ -60,29 +61,43 @@ def find_defects(
         clips: Clamps to put in front of operands; how a repair is tried out.
         gradient: Bound on upstream gradients for judging backward operators.
         nodes: The nodes to walk; all by default. `start` must hold what they read.
+        whole: Nodes whose blocks are kept from the first walk on.
     """
     with unflushed():
-        return _found(graph, start, graph.nodes if nodes is None else nodes, clips, gradient)
+        chosen = graph.nodes if nodes is None else nodes
+        return _found(graph, start, chosen, whole, clips=clips, gradient=gradient)
 
 
 def _found(
     graph: Graph,
     start: Mapping[int, Interval],
     chosen: Sequence[Node],
-    clips: Clips | None,
-    gradient: float,
+    whole: frozenset[int],
+    **options: Any,
 ) -> tuple[tuple[Defect, ...], Propagation]:
     steps = [step_of(graph, node) for node in chosen]
-    whole: frozenset[int] = frozenset()
     for attempt in range(_ATTEMPTS):
-        search = _Search(Walk(graph, start, clips=clips, gradient=gradient, whole=whole))
+        search = _Search(Walk(graph, start, whole=whole, **options))
         found = search.run(steps)
         if search.doubtful <= whole:
             break
-        whole |= _cone(graph, search.doubtful)
+        cone = _cone(graph, search.doubtful)
+        whole |= cone
+        if attempt == 0:
+            known = search.true.known.intervals
+            again = _Search(Walk(graph, known, whole=whole, **options))
+            tight = again.run([step for step in steps if step.node.index in cone])
+            if again.confirms(search):
+                return _tightened(found, tight), again.true.known
         if attempt == _ATTEMPTS - 2:
             whole = frozenset(node.index for node in chosen)
     return found, search.true.known
+
+
+def _tightened(found: Sequence[Defect], tight: Sequence[Defect]) -> tuple[Defect, ...]:
+    """The defects, those that were found again with the bounds they had then."""
+    better = {(defect.code, defect.node): defect for defect in tight}
+    return tuple(better.get((defect.code, defect.node), defect) for defect in found)
 
 
 def _cone(graph: Graph, nodes: Iterable[int]) -> frozenset[int]:
@@ -148,6 +163,13 @@ class _Search:
         self._scene = Scene(self._graph, self._interval_now)
         self._defects: dict[tuple[Any, ...], Defect] = {}
         self._flagged: set[int] = set()
+        self._reported: dict[int, str] = {}
+
+    def confirms(self, other: _Search) -> bool:
+        """True if all that `other` doubted was reported here too, and nothing is doubted."""
+        return self.doubtful <= self.true.whole and all(
+            self._reported.get(index) == other._reported[index] for index in other.doubtful
+        )
 
     @cached_property
     def _readers(self) -> Mapping[int, tuple[int, ...]]:
@@ -286,6 +308,7 @@ class _Search:
             safe=problem.safe,
         )
         self._flagged.add(blamed.index)
+        self._reported[node.index] = rule.code
         key = (rule.code, blamed.op, blamed.source)
         known = self._defects.get(key)
         if known is None:
