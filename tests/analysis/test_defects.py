@@ -20,6 +20,7 @@ X = torch.randn(4, 6)
 Y = torch.tensor([0, 1, 2, 3])
 WIDE = {"x": (-200.0, 200.0)}
 WEIGHT = nn.Parameter(torch.randn(6, 6) * 0.1)
+GAIN = nn.Parameter(torch.ones(6, 1))
 EYE = torch.eye(4, 6)
 CAUSAL = torch.ones(4, 4).triu(1).bool()
 ADDED = torch.zeros(4, 4).masked_fill(CAUSAL, -math.inf)
@@ -57,6 +58,9 @@ BROKEN = {
     "RN102 rsqrt": Program(lambda x: torch.rsqrt((x * x).sum()).mean()),
     "RN103 norm": Program(lambda x: (x / x.norm(dim=-1, keepdim=True)).sum()),
     "RN103 empty mask": Program(lambda x: (x * (x > 1)).sum() / (x > 1).sum()),
+    "RN103 weight norm of 0": Program(
+        lambda x: (x @ torch._weight_norm_interface(WEIGHT, GAIN)[0]).sum()
+    ),
     "RN103 reciprocal": Program(lambda x: torch.reciprocal(x).sum()),
     "RN104 exp": Program(lambda x: torch.exp(x).sum()),
     "RN104 softmax by hand": Program(lambda x: (x.exp() / x.exp().sum(-1, keepdim=True)).mean()),
@@ -117,6 +121,9 @@ HEALTHY = {
     "RN102 eps inside": Program(lambda x: torch.sqrt((x * x).mean() + 1e-8)),
     "RN102 batch norm by hand": Program(lambda x: normalise_by_hand(x).sum()),
     "RN103 normalize": Program(lambda x: F.normalize(x, dim=-1).sum()),
+    "RN103 weight norm of weights away from 0": Program(
+        lambda x: (x @ torch._weight_norm_interface(WEIGHT.abs() + 0.1, GAIN)[0]).sum()
+    ),
     "RN103 norm plus eps": Program(lambda x: (x / (x.norm(dim=-1, keepdim=True) + 1e-6)).sum()),
     "RN103 count of at least 1": Program(
         lambda x: (x * (x > 1)).sum() / (x > 1).sum().clamp(min=1)

@@ -23,6 +23,7 @@ _DENOMINATORS = {
     "addcdiv": "tensor2",
     "remainder": "other",
     "fmod": "other",
+    "_weight_norm_interface": "v",
 }
 
 
@@ -32,7 +33,8 @@ class DivisionByZero(DefectRule):
     """A division whose denominator can be zero.
 
     What it finds: `div`, `reciprocal`, `addcdiv`, `remainder` and `fmod` with a denominator
-    whose interval holds 0, and constant denominators that are 0.
+    whose interval holds 0, and constant denominators that are 0; weight norm, g v / |v|, of a v
+    that can be all 0.
 
     Why it matters: 1/0 is infinite, 0/0 is NaN: means over an empty mask, norms of a zero
     vector, a softmax written by hand whose terms all underflow.
@@ -59,6 +61,8 @@ class DivisionByZero(DefectRule):
         denominator = arguments[name]
         if not result.dtype.is_floating_point:
             return None
+        if node.op == "_weight_norm_interface":
+            return _weight_norm(denominator, arguments["dim"])
         lower, upper = number_or_interval(denominator)
         if isinstance(denominator, Interval):
             if not denominator.contains_zero():
@@ -89,3 +93,17 @@ class DivisionByZero(DefectRule):
             safe=safe,
             remedy="keep the denominator away from 0: clamp a count at 1, add eps to a norm",
         )
+
+
+def _weight_norm(v: Interval, dim: int) -> Problem | None:
+    """A problem if all elements of v at one index along `dim` can be 0."""
+    zero = (v.lower <= 0) & (v.upper >= 0)
+    others = [d for d in range(zero.dim()) if d != dim % zero.dim()]
+    if not bool((zero.all(dim=tuple(others)) if others else zero).any()):
+        return None
+    return Problem(
+        argument="v",
+        bad="a vector v of 0",
+        outcome="NaN for 0/0",
+        remedy="keep the weights from decaying to 0: no weight decay on v, or an eps in the norm",
+    )

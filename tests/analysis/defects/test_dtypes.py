@@ -93,3 +93,12 @@ def test_log_softmax_is_quiet_in_every_type():
     for dtype in (F16, BF16, F32):
         step = lambda x: F.log_softmax(x, -1).float().mean()  # noqa: E731
         assert analyze(step, X.to(dtype), inputs={"x": (-200, 200)}).defects == ()
+
+
+@pytest.mark.parametrize("dtype", [F16, BF16])
+def test_the_gradient_of_softplus_is_computed_in_float32(dtype):
+    x = torch.linspace(-60, 60, 1001).to(dtype).requires_grad_()
+    F.softplus(x).float().sum().backward()
+    assert x.grad.isfinite().all()
+    analysis = analyze(lambda x: F.softplus(x).float().mean(), x, inputs={"x": (-60, 60)})
+    assert analysis.defects == ()

@@ -200,8 +200,9 @@ def softplus_backward(
     overflow = threshold >= math.log(largest(accumulator(x.dtype)))
     result = grad * grad.constant(0.0, 1.0)
     if not overflow:
-        # Kernels multiply grad by z first.
-        result = overflowing(result, grad * grad.constant(0.0, math.exp(threshold)))
+        # Kernels multiply grad by z first, in float32 at least.
+        wide = Box.of(grad_output)
+        result = overflowing(result, wide * wide.constant(0.0, math.exp(threshold)))
     shape = broadcast_shapes(grad_output.shape, x.shape)
     result = result.with_nan(overflow or x.may_nan)
     return result.rounded(32).interval(shape, grad_output.dtype)
