@@ -125,3 +125,14 @@ def test_half_types_lose_the_gradient_of_a_root_with_too_small_an_eps(dtype):
     assert is_lost == (dtype == torch.float16)
     assert [op for _, op, _ in found(step, X)] == (["sqrt"] if is_lost else [])
     assert found(enough, X) == []
+
+
+@pytest.mark.parametrize(("scale", "codes"), [(0.125, []), (1.0, []), (100.0, ["RN106"])])
+def test_attention_scaled_before_the_product_is_as_quiet_as_within(scale, codes):
+    def step(x: Tensor) -> Tensor:
+        x = x * 100
+        return F.scaled_dot_product_attention(x, x, x, scale=scale).mean()
+
+    x = torch.rand(1, 2, 40, 64).requires_grad_()
+    analysis = analyze(step, x, inputs={"x": (-20, 20)})
+    assert [defect.code for defect in analysis.defects] == codes

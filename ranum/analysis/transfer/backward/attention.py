@@ -39,7 +39,7 @@ def _attention_backward(
     unit = unit_roundoff(query.dtype)
     terms = width + features + rows * heads + keys
     error = sum_error(terms + 64, logits.dtype) + 64 * unit
-    logit_error = sum_error(width + 64, logits.dtype) + 64 * logit_unit(query.dtype)
+    logit_error = sum_error(width + 16, logits.dtype) + 16 * logit_unit(query.dtype)
     size = max(abs(logits.high), 0.0 if math.isinf(logits.low) else abs(logits.low))
     exponent = 2 * logit_error * (size + math.log(max(keys, 1)) + 1)  # then and now
     exponent += sum_error(keys + 64, logits.dtype)  # of log sum exp

@@ -101,7 +101,7 @@ def flash_attention_backward(
         return anything
     error = sum_error(width + features + rows * heads + keys + 64, dtype)
     error += 64 * unit_roundoff(query.dtype)
-    of_logits = sum_error(width + 64, dtype) + 64 * logit_unit(query.dtype)
+    of_logits = sum_error(width + 16, dtype) + 16 * logit_unit(query.dtype)
     exponent = 2 * of_logits * (top + math.log(max(keys, 1)) + 1) + sum_error(keys + 64, dtype)
     if exponent > 80:
         return anything
