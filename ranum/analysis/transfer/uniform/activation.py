@@ -64,7 +64,9 @@ def softplus_backward(
     if threshold >= math.log(largest(working(x))):
         raise Unsure
     low, high, lost = _sloped(grad_output, (0.0, 1.0), x)
-    numerator = settled(product(pair(grad_output), (0.0, math.exp(threshold))), grad_output.dtype)
+    numerator = settled(
+        product(pair(grad_output), (0.0, math.exp(threshold))), working(grad_output)
+    )
     low = -math.inf if numerator[0] == -math.inf else low
     high = math.inf if numerator[1] == math.inf else high
     return low, high, lost
