@@ -95,28 +95,44 @@ def eager() -> Iterator[None]:
 
 
 @contextmanager
-def untouched(model: nn.Module | None) -> Iterator[None]:
+def untouched(model: nn.Module | None, also: Iterable[Any] = ()) -> Iterator[None]:
     """Puts back what a training step changes: runs one that must not have happened.
 
     That is: parameters, gradients, buffers, attributes and training flags of all modules,
     with containers, tensors, generators and modules inside them, and the global random
-    numbers; without a model, the random numbers alone. Not what other objects hold.
+    numbers; without a model, the random numbers alone. Not what other objects hold,
+    unless they are named.
+
+    Args:
+        model: The module that is trained.
+        also: Tensors, with their gradients, and other objects with state, such as optimizers.
     """
-    parameters = [] if model is None else list(model.parameters())
+    others = [each for each in also if not isinstance(each, Tensor)]
+    tensors = [each for each in also if isinstance(each, Tensor) and _can_be_kept(each)]
+    trained = [] if model is None else list(model.parameters())
+    parameters = list({id(each): each for each in [*trained, *tensors]}.values())
     with ExitStack() as stack:
         stack.callback(set_random_state, random_state({p.device for p in parameters}))
-        gradients = [(parameter, parameter.grad) for parameter in parameters]
+        gradients = [(each, each.grad, each.requires_grad) for each in parameters]
         stack.callback(_put_back_gradients, gradients)
-        for parameter, _ in gradients:
+        for parameter, *_ in gradients:
             parameter.grad = None
         kept = _Kept()
-        kept.keep(model)
+        kept.keep([model, *tensors, *(vars(each) for each in others if hasattr(each, "__dict__"))])
         stack.callback(kept.put_back)
         yield
 
 
-def _put_back_gradients(gradients: Iterable[tuple[nn.Parameter, Tensor | None]]) -> None:
-    for parameter, gradient in gradients:
+def _can_be_kept(tensor: Tensor) -> bool:
+    """True for leaves of a plain kind, which can be written back to."""
+    is_plain = type(tensor) in _TENSORS and tensor.layout is torch.strided
+    return is_plain and tensor.is_leaf and not tensor.is_nested and not tensor.is_inference()
+
+
+def _put_back_gradients(gradients: Iterable[tuple[Tensor, Tensor | None, bool]]) -> None:
+    for parameter, gradient, is_trained in gradients:
+        if parameter.requires_grad != is_trained:
+            parameter.requires_grad_(is_trained)
         parameter.grad = gradient
 
 
@@ -175,6 +191,7 @@ class _Kept:
                 thing.extend(content)
 
 
+_TENSORS = frozenset({Tensor, nn.Parameter})
 _TABLES = frozenset({dict, OrderedDict, defaultdict})
 _CONTAINERS = _TABLES | {list, deque, set}
 _PLAIN = frozenset(

@@ -16,6 +16,7 @@ from ranum.analysis.capture.lightning import Step, is_lightning_module, lightnin
 from ranum.analysis.capture.onnx import is_onnx_model, onnx_program
 from ranum.analysis.capture.program import Program
 from ranum.analysis.capture.standin import with_data
+from ranum.analysis.capture.target import Target
 from ranum.analysis.capture.tensorflow import tensorflow_program
 from ranum.analysis.capture.torch import batch_arguments, function_program, module_program
 from ranum.analysis.defects import find_defects
@@ -32,7 +33,7 @@ from ranum.source import Source, traceback_source
 
 
 def analyze(
-    target: nn.Module | Callable[..., Any] | Program | str | Path,
+    target: Target,
     *example_inputs: Any,
     inputs: Mapping[str, Range] | None = None,
     weights: Weights = "envelope",
@@ -48,9 +49,10 @@ def analyze(
     """Names every operator of a training step that can produce NaN or Inf.
 
     The step is run once, really, on the example inputs, and recorded; parameters, buffers,
-    gradients and random number generators are put back. The recorded operators are then
-    evaluated on intervals that cover all inputs and weights in the given ranges. What holds,
-    holds for the operators of this trace: branches not taken are not analysed, and noted.
+    gradients, the batch, random number generators, and optimizers that a function uses are
+    put back. The recorded operators are then evaluated on intervals that cover all inputs and
+    weights in the given ranges. What holds, holds for the operators of this trace: branches
+    not taken are not analysed, and noted.
 
     Args:
         target: A function that returns a loss; a module (with `loss`, or returning its loss
@@ -250,6 +252,8 @@ def _advice(error: Exception) -> str:
             "It asks for a GPU: analyse it where there is one, or move the model and the batch "
             "to the CPU, and take device names out of the step."
         )
+    if "NestedTensor" in text:
+        return "Nested tensors are followed in the layout torch.jagged only."
     return (
         "Run the step once by itself first; if it passes there, call it with the same "
         "arguments here."
@@ -302,6 +306,11 @@ def _notes(graph: Graph, faults: list[str]) -> tuple[str, ...]:
     notes += [
         f"a tensor leaves torch at {source}; what is computed from it is not seen"
         for source in graph.escapes
+    ]
+    notes += [
+        f"nothing is assumed of {value.name}, which is complex or sparse"
+        for value in graph.leaves("input", "parameter")
+        if value.data is None
     ]
     for value in graph.leaves("input"):
         if value.data is not None and not bool(value.data.isfinite().all()):

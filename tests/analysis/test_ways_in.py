@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -192,6 +194,135 @@ def test_autocast_is_recorded_as_it_ran():
     big["inputs"] = {"x": (0, 1)}
     assert [d.code for d in analyze(half, torch.rand(4, 3), **big).defects] == ["RN104"]
     assert analyze(step, torch.rand(4, 3), **big).defects == ()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_a_gradient_penalty_and_functional_transforms():
+    critic = nn.Linear(3, 1)
+
+    def penalty(x: Tensor) -> Tensor:
+        x = x.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(critic(x).exp().sum(), x, create_graph=True)
+        return (slope.norm(2, 1) - 1).pow(2).mean()
+
+    class PerExample(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            slope = torch.func.grad(lambda row: self.layer(row).tanh().sum())
+            return torch.func.vmap(slope)(x).exp().mean()
+
+    def tangent(x: Tensor) -> Tensor:
+        return torch.func.jvp(lambda z: critic(z).exp(), (x,), (torch.ones_like(x),))[1].mean()
+
+    for target in (penalty, PerExample(), tangent):
+        analysis = analyze(target, torch.rand(4, 3))
+        assert target is tangent or analysis.is_complete  # it runs an operator of "prims"
+        assert "exp" in {node.op for node in analysis.graph.nodes}
+
+
+def test_a_step_that_runs_its_own_backward_pass_and_returns_the_loss():
+    layer = nn.Linear(3, 3)
+    optimizer = torch.optim.Adam(layer.parameters())
+    before = layer.weight.detach().clone()
+
+    def step(x: Tensor) -> Tensor:
+        optimizer.zero_grad()
+        loss = layer(x).pow(2).mean()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    analysis = analyze(step, torch.rand(4, 3))
+    assert any(node.phase == "backward" for node in analysis.graph.nodes)
+    assert not optimizer.state
+    assert torch.equal(before, layer.weight)
+    assert layer.weight.grad is None
+
+
+def test_nothing_is_assumed_of_sparse_and_complex_inputs():
+    layer = nn.Linear(3, 3)
+    spectrum = torch.randn(3, dtype=torch.cfloat)
+    analysis = analyze(lambda z: z.abs().log().sum(), spectrum)
+    assert [defect.code for defect in analysis.defects] == ["RN101"]
+    assert "nothing is assumed of z" in str(analysis.notes)
+    adjacency = torch.eye(3).to_sparse()
+    analysis = analyze(lambda s: torch.sparse.mm(s, layer.weight).sum(), adjacency)
+    assert not analysis.is_complete
+    assert "nothing is assumed of s" in str(analysis.notes)
+
+
+def test_what_is_computed_through_a_sparse_tensor_is_no_constant():
+    layer = nn.Linear(3, 3)
+    step = lambda x: torch.exp(layer(x).to_sparse().to_dense()).sum()  # noqa: E731
+    graph = analyze(step, torch.rand(4, 3)).graph
+    assert "exp" in {node.op for node in graph.nodes}
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype")
+def test_nested_tensors():
+    layer = nn.Linear(3, 3)
+    rows = [torch.rand(2, 3), torch.rand(4, 3)]
+    jagged = torch.nested.nested_tensor(rows, layout=torch.jagged)
+    graph = analyze(lambda n: layer(n).values().exp().sum(), jagged).graph
+    assert "n._values" in {value.name for value in graph.leaves("input")}
+    assert "exp" in {node.op for node in graph.nodes}
+    with pytest.raises(CaptureError, match=r"in the layout torch\.jagged only"):
+        analyze(lambda n: layer(n).to_padded_tensor(0.0).sum(), torch.nested.nested_tensor(rows))
+
+
+# --- what must not change ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_step_leaves_no_trace_even_if_it_raises(fails):
+    torch.manual_seed(0)
+    model, free = Net(), nn.Parameter(torch.ones(4))
+    frozen = model.layer.bias.requires_grad_(False)
+    model.norm.eval()
+    model.layer.weight.grad = torch.full_like(model.layer.weight, 3.0)
+    x, seen = torch.rand(5, 3), []
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+
+    def step(x: Tensor) -> Tensor:
+        model.train()
+        seen.append(model.layer.register_forward_hook(lambda *_: None))
+        frozen.requires_grad_(True)
+        torch.rand(3)
+        loss = (model(x) * free).sum()
+        loss.backward()
+        x.mul_(2)
+        optimizer.step()
+        if fails:
+            raise ValueError("half way")
+        return (model(x) * free).sum()
+
+    state = {name: each.clone() for name, each in model.state_dict().items()}
+    batch, random = x.clone(), torch.get_rng_state()
+    gradient, rate = model.layer.weight.grad, optimizer.param_groups[0]["lr"]
+    modes = torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), gc.isenabled()
+    if fails:
+        with pytest.raises(CaptureError, match="half way"):
+            analyze(step, x)
+    else:
+        analyze(step, x)
+    assert seen
+    assert all(torch.equal(state[name], each) for name, each in model.state_dict().items())
+    assert torch.equal(x, batch)
+    assert torch.equal(random, torch.get_rng_state())
+    assert model.layer.weight.grad is gradient
+    assert float(gradient.min()) == float(gradient.max()) == 3
+    assert free.grad is None
+    assert not optimizer.state
+    assert optimizer.param_groups[0]["lr"] == rate
+    assert not model.norm.training
+    assert not model.layer._forward_hooks
+    assert not torch.nn.modules.module._global_forward_hooks
+    assert not torch.nn.modules.module._global_forward_pre_hooks
+    assert modes == (torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), gc.isenabled())
+    assert not frozen.requires_grad
 
 
 # --- Lightning -----------------------------------------------------------------------------

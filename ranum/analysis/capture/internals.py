@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass_type
 
 _C: Any = torch._C
 
@@ -54,3 +55,26 @@ def starts_backward() -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+def has_memory(tensor: Tensor) -> bool:
+    """False for tensors that functorch wraps, whose elements lie in what they wrap."""
+    return not _C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def as_plain(tensor: Tensor) -> Tensor:
+    """The tensor, or one with memory for it where autograd keeps "all zeros" without any."""
+    return torch.zeros(tensor.shape, dtype=tensor.dtype) if tensor._is_zerotensor() else tensor
+
+
+def parts_of(tensor: Tensor) -> dict[str, Tensor]:
+    """What a wrapping tensor (nested and jagged, say) holds, by attribute; {} for others."""
+    inner: Any = tensor
+    if not is_wrapper(type(inner)):
+        return {}
+    return {name: getattr(inner, name) for name in inner.__tensor_flatten__()[0]}
+
+
+def is_wrapper(kind: type) -> bool:
+    """True for classes of tensors that wrap others and carry out operators on those."""
+    return is_traceable_wrapper_subclass_type(kind)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -44,6 +44,7 @@ class Program:
         backward: Whether the backward pass belongs to the step.
         description: What is analysed, for messages: "LitDigits.training_step".
         notes: Limits of the capture that the report should name, a sentence each.
+        stateful: Other objects whose state a run must not change: optimizers, say.
         flush_to_zero: The step's own framework flushes subnormal numbers, as TensorFlow does.
         origin: What the step was lowered from, if it can still be run.
     """
@@ -56,6 +57,7 @@ class Program:
     backward: bool = True
     description: str = "step"
     notes: tuple[str, ...] = ()
+    stateful: tuple[Any, ...] = ()
     flush_to_zero: bool = False
     origin: Origin | None = None
 
@@ -76,7 +78,7 @@ class Program:
         return name + "".join(str(key) for key in path[1:])
 
     def capture(self, *, observe: bool = True, varying: Collection[str] = ()) -> Graph:
-        """Runs the step once under the recorder; the model's state is put back.
+        """Runs the step once under the recorder; what it changes is put back.
 
         Args:
             observe: Record the extremes of every result, not only of module outputs and the
@@ -84,7 +86,7 @@ class Program:
             varying: Names and patterns of integer inputs that are no masks, though they hold
                 only 0 and 1.
         """
-        with untouched(self.model), torch.enable_grad():
+        with self._untouched(), torch.enable_grad():
             return record(
                 lambda: self.step(*self.arguments),
                 model=self.model,
@@ -94,6 +96,10 @@ class Program:
                 observe=observe,
                 varying={name for name in self.inputs if any(fits(name, each) for each in varying)},
             )
+
+    def _untouched(self) -> AbstractContextManager[None]:
+        inputs, parameters = self.inputs.values(), self.parameters.values()
+        return untouched(self.model, [*self.stateful, *parameters, *inputs])
 
     def batch(self, inputs: Mapping[str, Tensor]) -> tuple[Any, ...]:
         """The example batch with some tensors replaced, by name."""
@@ -108,7 +114,7 @@ class Program:
     def substituted(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
         """Other values in the parameters while the block runs; everything is put back."""
         saved = {name: self.parameters[name].detach().clone() for name in weights}
-        with untouched(self.model), torch.enable_grad():
+        with self._untouched(), torch.enable_grad():
             try:
                 self._assign(weights)
                 yield

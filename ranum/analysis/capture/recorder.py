@@ -29,6 +29,9 @@ from ranum.analysis.capture.integers import is_integer, is_mask
 from ranum.analysis.capture.internals import (
     backward_sequence,
     current_autograd_node,
+    has_memory,
+    is_wrapper,
+    parts_of,
     starts_backward,
 )
 from ranum.analysis.capture.memory import Mixture
@@ -56,10 +59,10 @@ class Recorder(DispatchMode):
             trace.leaf(tensor, "parameter", name)
         trace.graph.inputs = tuple(inputs)
         trace.graph.integers = frozenset(n for n, each in inputs.items() if is_integer(each))
-        for name, tensor in inputs.items():
-            if tensor.is_floating_point():
+        for name, tensor in _unwrapped(inputs):
+            if tensor.is_floating_point() or tensor.is_complex():
                 trace.leaf(tensor, "input", name)
-            elif is_integer(tensor):
+            elif is_integer(tensor) and tensor.layout is torch.strided:
                 trace.integers.hold(tensor, name, is_mask=name not in varying and is_mask(tensor))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -67,6 +70,8 @@ class Recorder(DispatchMode):
         kwargs = kwargs or {}
         if self._is_paused:
             return func(*args, **kwargs)
+        if types and any(map(is_wrapper, types)):
+            return NotImplemented  # what it does to the tensors inside is seen next
         known = overload(func)
         bound = known.bind(args, kwargs)
         forget_unread(known, bound)
@@ -196,11 +201,20 @@ class Recorder(DispatchMode):
         """Remembers which value a module returned."""
         with self.paused():
             for leaf in [output] if is_tensor(output) else tree_leaves(output):
-                if is_tensor(leaf) and leaf.is_floating_point():
+                if is_tensor(leaf) and leaf.is_floating_point() and has_memory(leaf):
                     number = self._shown(leaf)
                     if number is not None:
                         self.trace.graph.module_outputs[name] = number
                         return
+
+    def run_backward(self, loss: Tensor) -> None:
+        """The backward pass from the loss, unless the step has run it itself."""
+        is_again = any(node.phase == "backward" for node in self.trace.graph.nodes)
+        try:
+            loss.sum().backward() if loss.dim() else loss.backward()
+        except RuntimeError as error:
+            if not (is_again and "backward through the graph a second time" in str(error)):
+                raise
 
     def _shown(self, tensor: Tensor) -> int | None:
         """The value of a tensor that the report has a name for; its extremes are noted."""
@@ -318,8 +332,18 @@ def record(
         if isinstance(loss, Tensor):
             recorder.finish(loss)
             if backward and loss.requires_grad:
-                loss.sum().backward() if loss.dim() else loss.backward()
+                recorder.run_backward(loss)
     return recorder.trace.graph
+
+
+def _unwrapped(inputs: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """The inputs, and in place of tensors that wrap others, those."""
+    for name, tensor in inputs.items():
+        inside = parts_of(tensor)
+        if inside:
+            yield from _unwrapped({f"{name}.{part}": each for part, each in inside.items()})
+        else:
+            yield name, tensor
 
 
 def _outputs(result: Any) -> list[Tensor | None]:

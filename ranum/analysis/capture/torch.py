@@ -78,8 +78,9 @@ def function_program(
 ) -> Program:
     """A program that calls a function which returns a loss.
 
-    Modules the function closes over, or names as globals, are found, so that their
-    parameters have names and their state is put back.
+    Modules and tensors the function closes over, or names as globals, are found, so that
+    parameters have names and their state is put back; that of optimizers, schedulers and
+    scalers is put back too.
     """
     models = dict(_modules_of(function))
     model = nn.ModuleDict() if len(models) != 1 else next(iter(models.values()))
@@ -103,6 +104,7 @@ def function_program(
         parameters=parameters,
         backward=backward,
         description=getattr(function, "__name__", type(function).__name__),
+        stateful=tuple(_stateful_of(function)),
     )
 
 
@@ -187,6 +189,15 @@ def _free_tensors(function: Callable[..., Any]) -> Iterator[tuple[str, Tensor]]:
     for name, value in _free_values(function):
         if isinstance(value, Tensor) and value.requires_grad and value.is_leaf:
             yield name, value
+
+
+def _stateful_of(function: Callable[..., Any]) -> Iterator[Any]:
+    """Optimizers, schedulers, scalers: whatever else keeps a state that can be saved."""
+    for _, value in _free_values(function):
+        if not isinstance(value, (nn.Module, type)) and callable(
+            getattr(value, "state_dict", None)
+        ):
+            yield value
 
 
 def _free_values(

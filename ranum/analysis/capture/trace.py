@@ -11,6 +11,7 @@ from torch import Tensor
 from ranum.analysis.capture.canonical import Canonical
 from ranum.analysis.capture.integers import Integers
 from ranum.analysis.capture.internals import (
+    as_plain,
     current_autograd_node,
     forward_sequence,
     kept_address,
@@ -46,6 +47,7 @@ class Trace:
         self.integers = Integers()
         self.pending: dict[int, Callable[[], None]] = {}
         self._memory = Memory()
+        self._sparse: dict[int, tuple[Tensor, int]] = {}
         self._observe = observe
         self._leaf_extremes: dict[int, Extremes] = {}
         self._forward_by_sequence: dict[int, int] = {}
@@ -56,7 +58,8 @@ class Trace:
     def find(self, tensor: Tensor) -> int | Mixture | None:
         """What is known of a tensor; None for one that depends on nothing that varies."""
         if tensor.layout is not torch.strided:
-            return None
+            known = self._sparse.get(id(tensor))
+            return None if known is None else known[1]
         key = storage_key(tensor)
         if key in self.pending:
             self.pending.pop(key)()
@@ -80,15 +83,25 @@ class Trace:
         return self.settled(tensor, self.find(tensor))
 
     def bind(self, tensor: Tensor, value: int, *, is_write: bool) -> None:
-        """Says which value a tensor holds from now on; see `Memory.bind`."""
+        """Says which value a tensor holds from now on; see `Memory.bind`.
+
+        Sparse tensors have no memory of their own; they are known by themselves, and kept.
+        """
         if tensor.layout is torch.strided:
             self._memory.bind(storage_key(tensor), tensor, value, is_write=is_write)
+        else:
+            self._sparse[id(tensor)] = (tensor, value)
 
     # --- values -----------------------------------------------------------------------------
 
     def leaf(self, tensor: Tensor, kind: Kind, name: str) -> int:
-        """A new value that the step starts from: an input or a parameter."""
-        value = self.new_value(tensor, kind=kind, name=name, data=tensor.detach())
+        """A new value that the step starts from: an input or a parameter.
+
+        Nothing is assumed of the elements of complex and sparse ones: they have no data.
+        """
+        is_real = not tensor.is_complex() and tensor.layout is torch.strided
+        data = tensor.detach() if is_real else None
+        value = self.new_value(tensor, kind=kind, name=name, data=data)
         self.bind(tensor, value.index, is_write=False)
         return value.index
 
@@ -124,13 +137,15 @@ class Trace:
             key = (storage_key(tensor), geometry(tensor), version(tensor))
             if key in self._constants:
                 return self._constants[key][0]
-        data = tensor.detach()
+        data = as_plain(tensor).detach()
+        if data.layout is not torch.strided:
+            data = data.to_dense()
         held = self.integers.held(tensor)
         kind: Kind = "constant" if held is None else "derived"
         name = "" if held is None else held.name
         small = data.numel() <= CONSTANT_LIMIT
         data = data.clone() if small else _extreme_data(data)
-        value = self.new_value(tensor, kind=kind, name=name, data=data)
+        value = self.new_value(tensor, kind=kind, name=name, data=None if data.is_meta else data)
         if held is not None and not held.is_mask:
             lower, upper = torch.aminmax(data)
             value.spread = (float(lower), float(upper))
@@ -290,7 +305,8 @@ class Trace:
 
 def extremes(tensor: Tensor) -> Extremes | None:
     """Smallest and largest element, each `[]`; None for what has none or is not float."""
-    if not tensor.is_floating_point() or tensor.layout is not torch.strided or not tensor.numel():
+    is_real = tensor.is_floating_point() and tensor.layout is torch.strided
+    if not is_real or tensor.is_meta or not tensor.numel():
         return None
     lower, upper = torch.aminmax(tensor.detach())
     return lower, upper
