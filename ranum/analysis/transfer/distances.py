@@ -8,9 +8,18 @@ from collections.abc import Sequence
 import torch
 
 from ranum.analysis.interval import Interval, unit_roundoff
-from ranum.analysis.transfer._common import Box, broadcast_shapes, largest, like
+from ranum.analysis.transfer._common import (
+    Box,
+    broadcast_shapes,
+    largest,
+    like,
+    sum_error,
+    unknown,
+)
+from ranum.analysis.transfer._reducing import Dim
 from ranum.analysis.transfer.elementwise import sub
-from ranum.analysis.transfer.reduction import Dim, linalg_vector_norm, sum_
+from ranum.analysis.transfer.norms import linalg_vector_norm, norm_of
+from ranum.analysis.transfer.reduction import sum_
 from ranum.analysis.transfer.registry import transfer
 
 _RATIO = 2.0
@@ -41,6 +50,32 @@ def _distance(a: Interval, b: Interval, p: float, shape: Sequence[int]) -> Inter
     tiny = torch.finfo(a.dtype).smallest_normal ** min(1.0, 1 / p if p != math.inf else 1.0)
     top = most * reach * slack + count * tiny
     return like(0.0, top, shape, a)
+
+
+@transfer("_cdist_forward")
+def _cdist_forward(x1: Interval, x2: Interval, p: float, compute_mode: int | None) -> Interval:
+    """Norms of the differences of all rows `[..., P, M]` and `[..., R, M]`.
+
+    For p = 2 some kernels take the root of |a|^2 - 2 a.b + |b|^2, whose rounding error is
+    that of the squares.
+    """
+    shape = (
+        *broadcast_shapes(x1.shape[:-2], x2.shape[:-2]), x1.shape[-2], x2.shape[-2],
+    )  # fmt: skip
+    width = x1.shape[-1]
+    if 0 in shape or width == 0:
+        return like(0.0, 0.0, shape, x1)
+    first, second = Box.of(x1).merged(), Box.of(x2).merged()
+    difference = first - second
+    row = Interval.full(0, difference.peak, (width,), torch.float64)
+    total = norm_of(row, float(p), (0,)).peak * (1 + 8 * sum_error(width + 8, first.dtype))
+    if p == 2:
+        squares = width * (first.peak * first.peak + second.peak * second.peak)
+        total += math.sqrt(8 * sum_error(width + 8, first.dtype) * squares)
+        if not squares < largest(first.dtype) / 8:
+            return unknown(shape, x1)
+    lost = difference.may_nan or not total * width < largest(x1.dtype) / 8
+    return difference.constant(0.0, total).with_nan(lost).rounded().interval(shape, x1.dtype)
 
 
 @transfer("_pdist_forward")

@@ -24,7 +24,7 @@ from ranum.analysis.transfer._common import (
     sum_error,
     unknown,
 )
-from ranum.analysis.transfer.reduction import variance_bound
+from ranum.analysis.transfer.moments import variance_bound
 from ranum.analysis.transfer.registry import transfer
 
 _MEAN_ULPS = 6

@@ -8,7 +8,7 @@ import torch
 
 from ranum.analysis.interval import Interval, unit_roundoff
 from ranum.analysis.transfer._common import Box, accumulator, largest, smallest, sum_error
-from ranum.analysis.transfer.reduction import linalg_vector_norm
+from ranum.analysis.transfer.norms import linalg_vector_norm
 from ranum.analysis.transfer.registry import transfer
 
 

@@ -67,85 +67,45 @@ def _attention_backward(
     )
 
 
-@transfer("_scaled_dot_product_flash_attention_for_cpu_backward", phase="backward")
-def _scaled_dot_product_flash_attention_for_cpu_backward(
+@transfer(
+    "_scaled_dot_product_flash_attention_for_cpu_backward",
+    "_scaled_dot_product_flash_attention_backward",
+    "_scaled_dot_product_cudnn_attention_backward",
+    phase="backward",
+)
+def fused_attention_backward(
     grad_out: Interval,
     query: Interval,
     key: Interval,
     value: Interval,
-    logsumexp: Interval,
     dropout_p: float,
-    is_causal: bool,
     attn_mask: Interval | None = None,
+    attn_bias: Interval | None = None,
     scale: float | None = None,
-    out: Interval | None = None,
+    **_: Any,
 ) -> tuple[Interval, ...]:
-    """2 E |grad| |value| |key| scale for the query, and alike; the module says why."""
-    return _attention_backward(grad_out, query, key, value, attn_mask, dropout_p, scale)[:3]
+    """2 E |grad| |value| |key| scale for the query, and alike; `_attention_backward` says why.
 
-
-@transfer("_scaled_dot_product_flash_attention_backward", phase="backward")
-def _scaled_dot_product_flash_attention_backward(
-    grad_out: Interval,
-    query: Interval,
-    key: Interval,
-    value: Interval,
-    logsumexp: Interval,
-    cum_seq_q: Any,
-    cum_seq_k: Any,
-    max_q: int,
-    max_k: int,
-    dropout_p: float,
-    is_causal: bool,
-    philox_seed: Any,
-    philox_offset: Any,
-    scale: float | None = None,
-    out: Interval | None = None,
-) -> tuple[Interval, ...]:
-    """As on a CPU."""
-    return _attention_backward(grad_out, query, key, value, None, dropout_p, scale)[:3]
-
-
-@transfer("_scaled_dot_product_cudnn_attention_backward", phase="backward")
-def _scaled_dot_product_cudnn_attention_backward(
-    grad_out: Interval,
-    query: Interval,
-    key: Interval,
-    value: Interval,
-    logsumexp: Interval,
-    philox_seed: Any,
-    philox_offset: Any,
-    attn_bias: Interval | None,
-    cum_seq_q: Any,
-    cum_seq_k: Any,
-    max_q: int,
-    max_k: int,
-    dropout_p: float,
-    is_causal: bool,
-    scale: float | None = None,
-    out: Interval | None = None,
-) -> tuple[Interval, ...]:
-    """As on a CPU."""
-    return _attention_backward(grad_out, query, key, value, attn_bias, dropout_p, scale)[:3]
+    What else the operators get, the forward's results and the state of the dropout generator,
+    narrows nothing.
+    """
+    mask = attn_bias if attn_mask is None else attn_mask
+    return _attention_backward(grad_out, query, key, value, mask, dropout_p, scale)[:3]
 
 
 @transfer("_scaled_dot_product_efficient_attention_backward", phase="backward")
-def _scaled_dot_product_efficient_attention_backward(
+def efficient_attention_backward(
     grad_out_: Interval,
     query: Interval,
     key: Interval,
     value: Interval,
     attn_bias: Interval | None,
-    logsumexp: Interval,
-    philox_seed: Any,
-    philox_offset: Any,
     dropout_p: float,
     grad_input_mask: Mask,
-    is_causal: bool = False,
     scale: float | None = None,
-    out: Interval | None = None,
+    **_: Any,
 ) -> tuple[Interval | None, ...]:
-    """As on a CPU, with the gradient of the bias: that of the logits."""
+    """As the other fused ones, with the gradient of the bias: that of the logits."""
     *three, logits = _attention_backward(grad_out_, query, key, value, attn_bias, dropout_p, scale)
     bias = None
     if attn_bias is not None:
