@@ -8,7 +8,8 @@ reference evaluator or, where that cannot run it either, is a tensor of zeros.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import onnx
@@ -89,14 +90,24 @@ class Interpreter:
     Args:
         model: A checked model.
         sizes: Sizes of named dimensions, for results that have to be invented.
+        given: Names of constants that `run` is given in the place of their nodes.
 
     Attributes:
         unknown: Operators that had no lowering in the last run, with the reason.
     """
 
-    def __init__(self, model: Model, sizes: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        sizes: Mapping[str, int] | None = None,
+        given: Collection[str] = (),
+    ) -> None:
         self._model = model
-        self._body = graph_body(model, model.graph, keep_initializers=False)
+        body = graph_body(model, model.graph, keep_initializers=False)
+        steps = (
+            step for step in body.steps if step.op != "Constant" or step.outputs[0] not in given
+        )
+        self._body = replace(body, steps=tuple(steps))
         self._functions = {
             key: (function, function_body(model, function))
             for key, function in model.functions.items()

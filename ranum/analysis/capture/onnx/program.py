@@ -70,7 +70,8 @@ def onnx_program(
 ) -> Program:
     """A program that carries out an ONNX model.
 
-    Float initialisers are weights, by name, and vary as `weights=` says. Integer ones,
+    Float initialisers are weights, by name, and vary as `weights=` says; so are float constants
+    that a layer (Conv, Gemm, MatMul, LSTM, a normalisation, ...) reads. Integer initialisers,
     numbers without dimensions, masks, and what an operator takes as a statistic or a setting
     (the mean and variance of a batch normalisation, the scale of a quantisation, the limits
     of a clip) are constants.
@@ -92,10 +93,12 @@ def onnx_program(
     inputs, notes = _inputs(model, example_inputs, dict(sizes or {}))
     values = {tensor.name: model.tensor(tensor) for tensor in model.graph.initializer}
     values.update(sparse_constants(model.graph))
+    lifted = {} if fold_weights else _constants_of_layers(model)
+    values.update(lifted)
     weights = {} if fold_weights else _weights(model, values)
     names = tuple(inputs)
     bound = _bound_sizes(model, inputs)
-    interpreter = Interpreter(model, bound)
+    interpreter = Interpreter(model, bound, given=lifted.keys())
     differentiated = backward or loss is not None
     for weight in weights.values():
         weight.requires_grad_(differentiated)
@@ -198,6 +201,20 @@ def _weights(model: Model, values: Mapping[str, Any]) -> dict[str, Tensor]:
         and element_type(value) in _TRAINED
         and _is_weight(name, value, roles.get(name, set()))
     }
+
+
+def _constants_of_layers(model: Model) -> dict[str, Tensor]:
+    """Float tensors in `Constant` nodes of the main graph that layers read, by name."""
+    roles = dict(_uses(model.graph.node))
+    found = {}
+    for node in model.graph.node:
+        if node.op_type != "Constant" or roles.get(node.output[0], set()).isdisjoint(_LAYERS):
+            continue
+        value = next((one.t for one in node.attribute if one.name == "value"), None)
+        tensor = None if value is None else model.tensor(value)
+        if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.numel() > 1:
+            found[node.output[0]] = tensor
+    return found
 
 
 _TRAINED = frozenset(element_type(torch.zeros((), dtype=dtype)) for dtype in (

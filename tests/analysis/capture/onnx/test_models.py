@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 onnx = pytest.importorskip("onnx")
 
-from onnx import helper  # noqa: E402
+from onnx import helper, numpy_helper  # noqa: E402
 from onnx_cases.models import BOOL, FLOAT, INT64, classifier, model, unary, value  # noqa: E402
 
 from ranum.analysis import analyze  # noqa: E402
@@ -421,3 +421,22 @@ def test_older_opsets_keep_their_meaning() -> None:
 def _softmax(opset: int) -> Any:
     node = helper.make_node("Softmax", ["x"], ["y"], axis=1)
     return model([node], [value("x", [2, 3, 4])], [value("y", None)], opset=opset)
+
+
+def test_constants_that_a_layer_reads_are_weights() -> None:
+    kernel, scale = np.ones((4, 3), np.float32), np.full(3, 4.0, np.float32)
+    nodes = [
+        helper.make_node("Constant", [], ["kernel"], value=numpy_helper.from_array(kernel)),
+        helper.make_node("Constant", [], ["scale"], value=numpy_helper.from_array(scale)),
+        helper.make_node("MatMul", ["x", "kernel"], ["h"]),
+        helper.make_node("Mul", ["h", "scale"], ["s"]),
+        helper.make_node("Exp", ["s"], ["y"]),
+    ]
+    proto = model(nodes, [value("x", [2, 4])], [value("y", None)])
+    x = np.ones((2, 4), np.float32)
+    analysis = analyze(proto, x, inputs={"x": (-1, 1)})
+    assert set(analysis.ranges) == {"x", "kernel"}
+    assert [defect.code for defect in analysis.defects] == ["RN104"]
+    folded = analyze(onnx_program(proto, (x,), fold_weights=True), inputs={"x": (-1, 1)})
+    assert set(folded.ranges) == {"x"}
+    assert folded.defects == ()
