@@ -99,6 +99,8 @@ def analyze(
     if batches is not None and not example_inputs and not isinstance(target, Program):
         example_inputs = batch_arguments(target, batches.first())
     program = _program(target, example_inputs, loss=loss, backward=backward, step=step, trust=trust)
+    if not isinstance(target, Program):
+        program = replace(program, target=target, loss=loss)
     program, made_up = with_data(program, inputs)
     scanned = None
     if batches is not None:

@@ -32,6 +32,7 @@ class Witness:
         loss: What the loss became in that run.
         evaluations: Number of runs of the step that the search took.
         seed: Seed of the search.
+        defect: What it proves.
     """
 
     inputs: Mapping[str, Any] = field(repr=False)
@@ -41,6 +42,27 @@ class Witness:
     loss: float | None
     evaluations: int
     seed: int
+    defect: Defect | None = field(default=None, repr=False, compare=False)
+
+    def save_test(self, path: str | Path, make: str | None = None) -> Path:
+        """Writes a pytest file that fails today, and passes once the operator is safe.
+
+        It needs torch and the user's own code, and holds the weights and the batch; large ones
+        lie in a file of the same name beside it, ending in ".pt". The file is run once here.
+
+        Args:
+            path: Where to; must end in ".py", and begin with "test_" for pytest to find it.
+            make: "module:function" of a function that returns what was analysed. By default a
+                function is imported, and a module is made by its class again, with arguments
+                that are read off attributes of the same names.
+
+        Raises:
+            ArgumentError: If the path is no Python file, the target cannot be made again, or
+                the file that was written does not fail.
+        """
+        from ranum.analysis.confirm.saved import save_test
+
+        return save_test(self, path, make)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; tensors are shown by shape and extremes."""

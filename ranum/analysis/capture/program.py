@@ -47,6 +47,8 @@ class Program:
         stateful: Other objects whose state a run must not change: optimizers, say.
         flush_to_zero: The step's own framework flushes subnormal numbers, as TensorFlow does.
         origin: What the step was lowered from, if it can still be run.
+        target: What `analyze` was given.
+        loss: The loss function it was given.
     """
 
     step: Callable[..., Tensor | None]
@@ -60,6 +62,8 @@ class Program:
     stateful: tuple[Any, ...] = ()
     flush_to_zero: bool = False
     origin: Origin | None = None
+    target: Any = None
+    loss: Callable[..., Any] | None = None
 
     @property
     def inputs(self) -> dict[str, Tensor]:

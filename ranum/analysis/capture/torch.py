@@ -180,27 +180,27 @@ def _argument_names(function: Callable[..., Any], count: int) -> tuple[str, ...]
 
 
 def _modules_of(function: Callable[..., Any]) -> Iterator[tuple[str, nn.Module]]:
-    for name, value in _free_values(function):
+    for name, value in free_values(function):
         if isinstance(value, nn.Module):
             yield name, value
 
 
 def _free_tensors(function: Callable[..., Any]) -> Iterator[tuple[str, Tensor]]:
-    for name, value in _free_values(function):
+    for name, value in free_values(function):
         if isinstance(value, Tensor) and value.requires_grad and value.is_leaf:
             yield name, value
 
 
 def _stateful_of(function: Callable[..., Any]) -> Iterator[Any]:
     """Optimizers, schedulers, scalers: whatever else keeps a state that can be saved."""
-    for _, value in _free_values(function):
+    for _, value in free_values(function):
         if not isinstance(value, (nn.Module, type)) and callable(
             getattr(value, "state_dict", None)
         ):
             yield value
 
 
-def _free_values(
+def free_values(
     function: Callable[..., Any], seen: set[int] | None = None
 ) -> Iterator[tuple[str, Any]]:
     """What a function reads from outside, and what the functions it calls read, by name."""
@@ -220,4 +220,4 @@ def _free_values(
     for name, value in {**variables.globals, **variables.nonlocals}.items():
         yield name, value
         if inspect.isroutine(value):
-            yield from _free_values(value, seen)
+            yield from free_values(value, seen)

@@ -277,4 +277,5 @@ class _Hunt:
             loss=failure.loss,
             evaluations=self._budget.evaluations,
             seed=self._seed,
+            defect=self._defect,
         )
