@@ -46,6 +46,7 @@ def test_a_sample_of_the_node_tests(names: list[str]) -> None:
 
 @pytest.mark.timeout(1500)
 @pytest.mark.slow  # 90 s
+@pytest.mark.timeout(1800)
 def test_all_node_tests(names: list[str]) -> None:
     outcomes = judged(names)
     status = Counter(outcome.status for outcome in outcomes)
