@@ -253,8 +253,9 @@ def application(name: str) -> tuple[keras.Model, np.ndarray, np.ndarray]:
     """In float64: batch statistics of two small images make rounding errors grow."""
     keras.utils.set_random_seed(1)
     size = APPLICATIONS[name]
-    usual = keras.config.floatx()
+    usual, policy = keras.config.floatx(), keras.config.dtype_policy()
     keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")  # the first model of a process has fixed another
     try:
         model = getattr(keras.applications, name)(
             weights=None, input_shape=(size, size, 3), classes=5, classifier_activation=None
@@ -262,4 +263,5 @@ def application(name: str) -> tuple[keras.Model, np.ndarray, np.ndarray]:
         model.compile(loss=losses.SparseCategoricalCrossentropy(from_logits=True))
     finally:
         keras.config.set_floatx(usual)
+        keras.config.set_dtype_policy(policy)
     return model, unit(2, size, size, 3).astype("d"), np.array([1, 3])
