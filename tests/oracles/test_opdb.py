@@ -12,8 +12,8 @@ from ranum.analysis.interval import Interval
 from ranum.analysis.transfer.registry import Rule, rule_for
 
 HALF_AND_DOUBLE = (torch.float16, torch.bfloat16, torch.float64)
-COVERED = 560
-"""Entries that are covered today; more is better, fewer is a regression."""
+COVERED = 530
+"""Entries all of whose rules say something; more is better, fewer is a regression."""
 
 
 def _some(number: int):
