@@ -95,7 +95,8 @@ class Machine:
     Args:
         library: The functions by name.
         lowerings: The lowering of each operator type.
-        unknown: Carries out the operators that have none.
+        unknown: Carries out the operators that have none, or whose lowering raises
+            `NotImplementedError`.
     """
 
     def __init__(
@@ -198,10 +199,19 @@ class Machine:
         self._caller.append(place)
         try:
             with located(place):
-                result = lowering(call, *operands)
+                result = self._lowered(lowering, call, operands)
         finally:
             self._caller.pop()
         return result if isinstance(result, tuple) else (result,)
+
+    def _lowered(self, lowering: Lowering, call: Call, operands: Sequence[Any]) -> Any:
+        """What a lowering returns, or the unknown operator where it says that it cannot."""
+        try:
+            return lowering(call, *operands)
+        except NotImplementedError:
+            if call.operation.type not in self._lowerings:
+                raise
+            return self._unknown(call, *operands)
 
     def loop(
         self,

@@ -312,6 +312,35 @@ add("MatrixDiagPart", {"input": SQUARE})
 add("MatrixDiag", {"diagonal": normal(2, 3)})
 add("MatrixSetDiag", {"input": SQUARE, "diagonal": normal(2, 4)})
 add("Diag", {"diagonal": normal(3)})
+TALL, WIDE = normal(2, 5, 3), normal(2, 3, 5)
+for matrix in (TALL, WIDE):
+    for align in ("RIGHT_LEFT", "LEFT_RIGHT", "LEFT_LEFT", "RIGHT_RIGHT"):
+        for k in (ints(-1, 1), ints(1, 2), ints(-2, -1), ints(1), ints(-1), ints(-2, 2)):
+            band = {"k": k, "padding_value": np.float32(7)}
+            add("MatrixDiagPartV3", {"input": matrix}, fixed=band, attributes={"align": align})
+            packed = raw.MatrixDiagPartV3(input=matrix, **band, align=align).numpy()
+            add(
+                "MatrixSetDiagV3",
+                {"input": matrix, "diagonal": -packed},
+                fixed={"k": k},
+                attributes={"align": align},
+            )
+            add(
+                "MatrixDiagV3",
+                {"diagonal": packed},
+                fixed=band | {"num_rows": matrix.shape[1], "num_cols": matrix.shape[2]},
+                attributes={"align": align},
+            )
+# TensorFlow's gradients of the second versions take the rows for aligned as in the third.
+BAND = {"k": ints(-1, 2), "padding_value": np.float32(7)}
+add("MatrixDiagPartV2", {"input": TALL}, fixed=BAND, gradients=False)
+PACKED = raw.MatrixDiagPartV2(input=TALL, **BAND).numpy()
+add(
+    "MatrixSetDiagV2", {"input": TALL, "diagonal": -PACKED}, fixed={"k": BAND["k"]}, gradients=False
+)
+for rows, columns in ((-1, -1), (5, -1), (-1, 3), (5, 3)):
+    size = {"num_rows": rows, "num_cols": columns}
+    add("MatrixDiagV2", {"diagonal": PACKED}, fixed=BAND | size, gradients=False)
 IMAGE = normal(2, 4, 6, 8)
 add("DepthToSpace", {"input": IMAGE}, attributes={"block_size": 2})
 add("SpaceToDepth", {"input": IMAGE}, attributes={"block_size": 2})

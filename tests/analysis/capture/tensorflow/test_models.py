@@ -489,3 +489,19 @@ def test_an_operator_without_lowering_is_unknown():
     own_loss, own = run(program_of(step, x))
     np.testing.assert_allclose(own_loss, loss, rtol=1e-6)
     np.testing.assert_allclose(own["Variable"], tape.gradient(loss, weight), rtol=1e-5)
+
+
+def test_what_a_lowering_does_not_do_is_unknown():
+    weight = tf.Variable(2.0)
+
+    def step(x):
+        return tf.reduce_sum(tf.linalg.tensor_diag(x * weight))
+
+    x = tf.constant([[0.5, 1.5], [2.0, 3.0]])
+    analysis = analyze(step, x)
+    assert {unknown.op for unknown in analysis.unknowns} >= {"tf.Diag"}
+    assert not analysis.is_complete
+    assert analysis.unknowns[0].source.expression.startswith("return tf.reduce_sum")
+    loss, gradients = run(program_of(step, x))
+    np.testing.assert_allclose(loss, step(x))
+    np.testing.assert_allclose(gradients["Variable"], 7.0)

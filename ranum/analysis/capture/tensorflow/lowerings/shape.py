@@ -222,34 +222,6 @@ def band(call: Call, x: Tensor, below: Tensor, above: Tensor) -> Tensor:
     return torch.tril(x, int(above)) if int(above) >= 0 else x
 
 
-def diagonal(call: Call, x: Tensor, *rest: Tensor) -> Tensor:
-    """The main diagonal of matrices `[..., n, n]`."""
-    _main_diagonal_only(rest)
-    return torch.diagonal(x, dim1=-2, dim2=-1)
-
-
-def to_diagonal(call: Call, x: Tensor, *rest: Tensor) -> Tensor:
-    """Matrices `[..., n, n]` with the given main diagonals."""
-    _main_diagonal_only(rest)
-    return torch.diag_embed(x)
-
-
-def set_diagonal(call: Call, x: Tensor, diagonals: Tensor, *rest: Tensor) -> Tensor:
-    """Matrices with other main diagonals."""
-    _main_diagonal_only(rest)
-    return torch.diagonal_scatter(x, diagonals, dim1=-2, dim2=-1)
-
-
-def tensor_diagonal(call: Call, x: Tensor) -> Tensor:
-    """`Diag` of a vector."""
-    return torch.diag_embed(x)
-
-
-def _main_diagonal_only(rest: Sequence[Tensor]) -> None:
-    if rest and any(integers(rest[0])):
-        raise NotImplementedError("diagonals beside the main one")
-
-
 def depth_to_space(call: Call, x: Tensor) -> Tensor:
     """Channels `[N, H, W, b b C]` spread over blocks `[N, H b, W b, C]`."""
     block = call["block_size"]
@@ -329,7 +301,6 @@ LOWERINGS: dict[str, Callable[..., Any]] = {
     "ConcatV2": concatenate,
     "ControlTrigger": nothing,
     "DepthToSpace": depth_to_space,
-    "Diag": tensor_diagonal,
     "EnsureShape": identity,
     "ExpandDims": expand_dims,
     "Fill": fill,
@@ -337,15 +308,6 @@ LOWERINGS: dict[str, Callable[..., Any]] = {
     "IdentityN": identities,
     "LinSpace": line,
     "MatrixBandPart": band,
-    "MatrixDiag": to_diagonal,
-    "MatrixDiagPart": diagonal,
-    "MatrixDiagPartV2": diagonal,
-    "MatrixDiagPartV3": diagonal,
-    "MatrixDiagV2": to_diagonal,
-    "MatrixDiagV3": to_diagonal,
-    "MatrixSetDiag": set_diagonal,
-    "MatrixSetDiagV2": set_diagonal,
-    "MatrixSetDiagV3": set_diagonal,
     "MirrorPad": mirror_pad,
     "NoOp": nothing,
     "OnesLike": filled_like(1),
