@@ -70,7 +70,9 @@ def diagonal(call: Call, x: Tensor, *rest: Tensor) -> Tensor:
     where = np.full(band.count * band.length, -1)
     where[packed] = places
     result = _picked(x.flatten(-2), where, padding)
-    return result if band.count == 1 else result.unflatten(-1, (band.count, band.length))
+    if band.count == 1:
+        return result
+    return result.reshape(*result.shape[:-1], band.count, band.length)
 
 
 def to_diagonal(call: Call, x: Tensor, *rest: Tensor) -> Tensor:
@@ -86,7 +88,8 @@ def to_diagonal(call: Call, x: Tensor, *rest: Tensor) -> Tensor:
     if band == _main(x.shape[-1], x.shape[-1], band.align) and not padding.any():
         return torch.diag_embed(x)
     packed = x if band.count == 1 else x.flatten(-2)
-    return _picked(packed, _spread(band), padding).unflatten(-1, (rows, columns))
+    result = _picked(packed, _spread(band), padding)
+    return result.reshape(*result.shape[:-1], rows, columns)
 
 
 def set_diagonal(call: Call, x: Tensor, diagonals: Tensor, *rest: Tensor) -> Tensor:
@@ -96,7 +99,7 @@ def set_diagonal(call: Call, x: Tensor, diagonals: Tensor, *rest: Tensor) -> Ten
     if band == _main(band.rows, band.columns, band.align):
         return torch.diagonal_scatter(x, diagonals, dim1=-2, dim2=-1)
     packed = diagonals if band.count == 1 else diagonals.flatten(-2)
-    return _picked(packed, _spread(band), x.flatten(-2)).unflatten(-1, x.shape[-2:])
+    return _picked(packed, _spread(band), x.flatten(-2)).reshape(x.shape)
 
 
 def tensor_diagonal(call: Call, x: Tensor) -> Tensor:
