@@ -14,6 +14,7 @@ RANGE = (-1e4, 1e4)
 N = 12
 CAUSAL = torch.triu(torch.ones(N, N, dtype=torch.bool), 1)
 LAST_MASKED = torch.arange(N) == N - 1
+ZEROS = torch.zeros(N)
 SLOTS = torch.tensor([0, 0, 2, 1, 5, 5, 5, 1, 3, 3, 0, 2])
 
 
@@ -30,6 +31,14 @@ def at_least(x: Tensor) -> Tensor:
 
 def below(x: Tensor) -> Tensor:
     return torch.where(x < -0.7, -3.0, x)
+
+
+def negated(x: Tensor) -> Tensor:
+    return torch.where(x >= ZEROS, -x, x)
+
+
+def negated_inside(x: Tensor) -> Tensor:
+    return torch.where((x > -1) & (x < 3), -x, 0.5)
 
 
 def filled_outside(x: Tensor) -> Tensor:
@@ -99,6 +108,8 @@ FACTS = {
     double_where: (-0.71, 9.3),
     at_least: (0.29, 1e4),
     below: (-3.0, 1e4),
+    negated: (-1e4, 0.0),
+    negated_inside: (-3.0, 1.0),
     filled_outside: (-2.0, 3.0),
     kept_inside: (-2.0, 3.0),
     never_zero: (-math.inf, math.inf),
@@ -153,6 +164,8 @@ LOOKALIKES = {
     "a condition on another tensor": lambda x: torch.where(x.flip(-1) > 0, x, 1.0).log(),
     "the other branch": lambda x: torch.where(x > 0, 1.0, x).log(),
     "either of two conditions": lambda x: torch.where((x > 0) | (x < -1), x, 1.0).log(),
+    "a condition that is not one number": lambda x: torch.where(x > SLOTS - 1.0, x, 1.0).log(),
+    "the absolute value": lambda x: torch.where(x >= ZEROS, x, -x).exp(),
     "not quite excluded": lambda x: 1 / torch.where(x >= 0, x, 1.0),
     "a square that underflows": lambda x: 1 / torch.where(x != 0, x, 1.0).square(),
     "one added elsewhere": lambda x: 1 / (x.abs() + (x == 1).to(x.dtype)),

@@ -1,6 +1,7 @@
 """What a condition says about the branch it guards: where(x > c, x, y) takes only x > c.
 
-The double-where idiom, log(where(x > 0, x, 1)), is safe by this alone.
+The double-where idiom, log(where(x > 0, x, 1)), is safe by this alone, and so is
+exp(where(x >= 0, -x, x)), TensorFlow's spelling of exp(-|x|).
 """
 
 from __future__ import annotations
@@ -53,8 +54,10 @@ def _number(graph: Graph, argument: object) -> float | None:
         return float(argument)
     if isinstance(argument, Ref):
         value = graph.values[argument.value]
-        if value.kind == "constant" and value.data is not None and value.data.numel() == 1:
-            return float(value.data)
+        data = value.data if value.kind == "constant" else None
+        if data is not None and data.numel() and not data.is_complex():
+            lower, upper = data.aminmax()
+            return float(lower) if bool(lower == upper) else None
     return None
 
 
@@ -89,11 +92,13 @@ def _narrowed(
         return float(branch), float(branch)
     interval = intervals[branch.value]
     low, high = interval.low, interval.high
+    negated = made_by(graph, branch.value, "neg")
     for value, comparison, number in known:
-        if not same(graph, value, branch.value):
-            continue
         at_least, at_most = _limits(comparison, number, interval.dtype)
-        low, high = max(low, at_least), min(high, at_most)
+        if same(graph, value, branch.value):
+            low, high = max(low, at_least), min(high, at_most)
+        elif negated is not None and same(graph, value, negated.operands[0]):
+            low, high = max(low, -at_most), min(high, -at_least)
     return low, high
 
 
