@@ -57,6 +57,8 @@ _SINGLE = frozenset(
 )  # fmt: skip
 """Operators that round once: a subnormal result, or operand, is all they can lose."""
 _PRODUCTS = frozenset({"prod", "cumprod"})
+_MOVES = frozenset({"identity", "reshape", "permute", "expand", "slice", "select"})
+"""Operators whose results are elements of their operand, and that is flushed already."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +126,8 @@ class Execution:
         error = self._rounding(node.op)
         if not error and not self.flush_to_zero:
             return arguments
+        if not error and node.op != "pow" and all(map(_is_flushed, arguments.values())):
+            return arguments
         limit = 1.0
         if node.op == "pow" and self.flush_to_zero and _is_negative(arguments.get("exponent")):
             limit = 0.5  # x^-2 is 1 / (x x), and x x is flushed
@@ -154,7 +158,7 @@ class Execution:
         if self.fma and node.op in ("mul", "square", "pow"):
             outputs = [_unrounded(output) for output in outputs]
         if self.flush_to_zero:
-            outputs = [_lossy(node.op, arguments, output) for output in outputs]
+            return [_lossy(node.op, arguments, output) for output in outputs]
         return outputs
 
     def keeps_facts(self, graph: Graph, node: Node) -> bool:
@@ -230,6 +234,13 @@ def _unrounded(x: Interval) -> Interval:
     return _moved(x, low, high)
 
 
+def _is_flushed(argument: Any) -> bool:
+    """True for what holds no interval, or one that has no subnormal end."""
+    if isinstance(argument, Interval):
+        return argument.dtype not in _FLUSHED or argument.has_normal_ends
+    return not isinstance(argument, (list, tuple))
+
+
 def _flushed(x: Interval, power: float = 1.0) -> Interval:
     """With 0 where an element may be subnormal; below tiny^power for powers."""
     if x.dtype not in _FLUSHED or x.is_empty_tensor:
@@ -267,6 +278,8 @@ def _lossy(op: str, arguments: Mapping[str, Any], x: Interval) -> Interval:
         keeps_low = op not in _SUMS or all(each.low >= 0 for each in own)
         keeps_high = op not in _SUMS or all(each.high <= 0 for each in own)
         x = _slackened(x, slack, keeps_low, keeps_high)
+    if op in _MOVES:
+        x.has_normal_ends = True
     return _flushed(x)
 
 

@@ -121,13 +121,19 @@ class Interval:
             if math.isnan(least) or math.isnan(most):
                 least, most, may_nan = -math.inf, math.inf, True
             return Interval.uniform(least, most, tuple(shape), dtype, may_nan)
-        if dtype.is_floating_point:
+        if not dtype.is_floating_point or not low.numel():
+            return Interval(low, high, tuple(shape), dtype, may_nan)
+        # The least and the largest are NaN if one is; comparing each element takes far longer.
+        least, most = low.detach().min().item(), high.detach().max().item()
+        if math.isnan(least) or math.isnan(most):
             bad = low.isnan() | high.isnan()
-            if bool(bad.any()):
-                low = low.masked_fill(bad, -math.inf)
-                high = high.masked_fill(bad, math.inf)
-                may_nan = True
-        return Interval(low, high, tuple(shape), dtype, may_nan)
+            low = low.masked_fill(bad, -math.inf)
+            high = high.masked_fill(bad, math.inf)
+            return Interval(low, high, tuple(shape), dtype, may_nan=True)
+        interval = Interval(low, high, tuple(shape), dtype, may_nan)
+        if low.numel() > 1:
+            interval._low, interval._high = least, most
+        return interval
 
     @staticmethod
     def full(
@@ -244,7 +250,11 @@ class Interval:
     def is_finite(self) -> bool:
         """True if every element is surely finite."""
         if self._finite is None:
-            self._finite = not (self.may_nan or self.may_inf)
+            if self._low is None or 0 in self.shape:
+                self._finite = not (self.may_nan or self.may_inf)
+            else:
+                within = self._low > -math.inf and self._high < math.inf
+                self._finite = not self.may_nan and (within or not self.dtype.is_floating_point)
         return self._finite
 
     @property
@@ -252,13 +262,29 @@ class Interval:
         """False if a lower bound may be a positive subnormal number, or an upper one a negative."""
         if self._normal is None:
             tiny = _SMALLEST_NORMAL[self.dtype]
-            if self.is_uniform:
+            if self._lower is None:
+                self._normal = not (0 < self._low < tiny or -tiny < self._high < 0)
+            elif self.is_uniform:
                 self._normal = not (0 < self.low < tiny or -tiny < self.high < 0)
+            elif self.lower is self.upper:
+                one_sign = self.low >= tiny or self.high <= -tiny or self.low == 0 == self.high
+                self._normal = one_sign or not _has_subnormal(self.lower, tiny)
             else:
-                lost = _has_subnormal(self.lower, tiny)
-                lost = lost or (self.lower is not self.upper and _has_subnormal(self.upper, tiny))
-                self._normal = not lost
+                self._normal = self._has_normal_bounds(tiny)
         return self._normal
+
+    @has_normal_ends.setter
+    def has_normal_ends(self, known: bool) -> None:
+        self._normal = known
+
+    def _has_normal_bounds(self, tiny: float) -> bool:
+        """As `has_normal_ends`. Bounds are often of one sign, which needs no second look."""
+        lower, upper = self.lower.detach(), self.upper.detach()
+        positive = self.low < tiny and lower.numel() > 0 and lower.max().item() > 0
+        if positive and _has_subnormal(lower, tiny):
+            return False
+        negative = self.high > -tiny and upper.numel() > 0 and upper.min().item() < 0
+        return not (negative and _has_subnormal(upper, tiny))
 
     @property
     def is_anything(self) -> bool:
@@ -378,7 +404,8 @@ class Interval:
 
 def _has_subnormal(bound: Tensor, tiny: float) -> bool:
     """True if a bound lies between 0 and a smallest normal number, looked for in small parts."""
-    for part in bound.detach().reshape(-1).split(1 << 16):
+    flat = bound.detach().reshape(-1)
+    for part in flat.split(1 << 16) if flat.numel() > 1 << 16 else (flat,):
         size = part.abs()
         if size.numel() and size.amin().item() < tiny and bool(((size > 0) & (size < tiny)).any()):
             return True
@@ -471,6 +498,7 @@ def round_nearest(value: float, dtype: torch.dtype) -> float:
     return _round(value, dtype, round)
 
 
+_FLOAT32 = torch.float32
 _FORMATS = {
     torch.float32: (24, -149),
     torch.float16: (11, -24),
@@ -484,10 +512,10 @@ _LARGEST = {dtype: torch.finfo(dtype).max for dtype in _FORMATS}
 
 
 def _round(value: float, dtype: torch.dtype, whole: Callable[[float], float]) -> float:
+    if dtype is _FLOAT32 and value == c_float(value).value:
+        return value
     form = _FORMATS.get(dtype)
     if form is None or value - value != 0.0:  # exact, infinite or NaN
-        return value
-    if value == c_float(value).value and dtype is torch.float32:
         return value
     largest = _LARGEST[dtype]
     near = min(max(value, -2 * largest), 2 * largest)

@@ -375,6 +375,12 @@ def _ordinary(
     for name, argument in arguments.items():
         item = argument
         if isinstance(item, Interval):
+            if item.is_finite and item.is_uniform:
+                if twin.hulls:
+                    first = item if first is None else first
+                    if item.low != first.low or item.high != first.high:
+                        fits, merged = fits and not whole, True
+                continue
             if (
                 not item.is_finite
                 and (twin.fragile or (twin.spreads and item.is_anything))
@@ -436,7 +442,10 @@ def _intervals(
             outputs.append(_top(value))
         else:
             dtype = value.dtype
-            low, high, nan = pair if len(pair) == 3 else (*pair, may_nan)
+            if len(pair) == 3:
+                low, high, nan = pair
+            else:
+                (low, high), nan = pair, may_nan
             low, high = round_down(low, dtype), round_up(high, dtype)
             if not high - low < math.inf:
                 if not wide:

@@ -209,7 +209,10 @@ class _Search:
         """Reports the node if a rule objects; the outputs to go on with."""
         node = step.node
         rules = self._rules_for(node).every
-        if all(item.is_finite for item in _looked_at(node, outputs)):
+        for item in _looked_at(node, outputs):
+            if not item.is_finite:
+                break
+        else:
             rules = self._rules_for(node).about_operands
         if not rules or node.forward in self._flagged or not outputs or _is_complex(step):
             return outputs
