@@ -39,7 +39,7 @@ ADAPTERS = {
     "tensorboard": ("ranum.report", "ranum.callbacks"),
     "torch.utils.tensorboard": ("ranum.report", "ranum.callbacks"),
     "rich": ("ranum.report",),
-    "jinja2": ("ranum.report",),
+    "jinja2": ("ranum.report", "ranum.analysis.confirm.saved"),
 }
 EXTRAS = {
     "keras": "keras",

@@ -81,6 +81,23 @@ class Goal:
             (slope,) = torch.autograd.grad(result.sum(), operand, create_graph=True)
         return _largest(slope.abs()) if slope.numel() else None
 
+    def crossed(self, first: Mapping[int, Tensor], second: Mapping[int, Tensor]) -> int | None:
+        """An element of the operand that lies on either side of the edge; None if none does.
+
+        Only where the operator fails at the edge and not beyond it.
+        """
+        if self.way != "near" or self.operand not in first or self.operand not in second:
+            return None
+        sides = [(known[self.operand] - self.edge).sign().flatten() for known in (first, second)]
+        if sides[0].shape != sides[1].shape:
+            return None
+        opposite = sides[0] * sides[1] < 0
+        return int(opposite.to(torch.uint8).argmax()) if bool(opposite.any()) else None
+
+    def is_above(self, known: Mapping[int, Tensor], element: int) -> bool:
+        """On which side of the edge an element of the operand lies."""
+        return bool(known[self.operand].flatten()[element] > self.edge)
+
     def fails(self, known: Mapping[int, Tensor]) -> bool:
         """True if the operator fails on these operands, rounded to their own dtypes."""
         values = self.context.graph.values

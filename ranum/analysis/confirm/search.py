@@ -28,6 +28,8 @@ RATIO = 4.0
 """From rung to rung."""
 HALVINGS = 6
 """Between a rung that fails and the one before."""
+BISECTIONS = 80
+"""Between two rungs on either side of a single bad number: until no float lies between."""
 SLOW = 0.05
 """A round that brings less than this share of what all have brought is the last."""
 FIRST = 2.0**-6
@@ -95,27 +97,25 @@ class Descent:
             NotExecutableError: If the graph cannot be run again.
         """
         point = {one.number: start.get(one.number, one.recorded) for one in movable}
-        known = self._evaluate(point)
-        if self._goal.fails(known) and self._verify(point):
+        here = _Rung(point, self._evaluate(point), FIRST)
+        if self._goal.fails(here.known) and self._verify(point):
             return point
-        first = best = self._distance(known)
-        length = FIRST
+        here.distance = first = self._distance(here.known)
         for _ in range(ROUNDS):
-            if first is None or best is None or self._budget.is_spent:
+            if here.distance is None or first is None or self._budget.is_spent:
                 return None
-            found = None
-            for direction in self._directions(movable, point):
-                found = self._along(movable, point, direction, best, length)
-                if found.fails or found.distance < best:
+            found = here
+            for direction in self._directions(movable, here.point):
+                found = self._along(movable, here, direction)
+                if found is not here:
                     break
-            if found is None or not (found.fails or found.distance < best):
+            if found is here:
                 return None
-            point = dict(found.point)
-            if found.fails or self._verify(point):  # rounding may do what float64 does not show
-                return point
-            gain = best - found.distance
-            best, length = found.distance, max(found.length / RATIO**2, FIRST)
-            if gain < SLOW * (first - best):
+            if found.fails or self._verify(found.point):  # float64 does not show all rounding
+                return found.point
+            gain = here.distance - found.distance  # type: ignore[operator]
+            here = found
+            if gain < SLOW * (first - here.distance):  # type: ignore[operator]
                 return None
         return None
 
@@ -155,46 +155,74 @@ class Descent:
     # --- lengths ----------------------------------------------------------------------------
 
     def _along(
-        self,
-        movable: tuple[Variable, ...],
-        point: Point,
-        direction: Mapping[int, Tensor],
-        best: float,
-        length: float,
+        self, movable: tuple[Variable, ...], start: _Rung, direction: Mapping[int, Tensor]
     ) -> _Rung:
-        """The first rung that fails, else the lowest."""
-        chosen = _Rung(point, best, length)
+        """The first rung that fails, else the lowest; `start` itself if none is lower."""
+        best, previous = start, start
         worse = 0
-        previous: Mapping[int, Tensor] = point
+        length = start.length
         for _ in range(RUNGS):
             if self._budget.is_spent or worse >= WORSE:
                 break
             stepped = {
-                one.number: one.moved(point[one.number], direction[one.number], length)
+                one.number: one.moved(start.point[one.number], direction[one.number], length)
                 if one.number in direction
-                else point[one.number]
+                else start.point[one.number]
                 for one in movable
             }
-            if all(torch.equal(stepped[number], previous[number]) for number in stepped):
-                if previous is not point:
+            shorter, length = length, length * RATIO
+            if all(torch.equal(stepped[number], previous.point[number]) for number in stepped):
+                if previous is not start:
                     break  # at the ends of all ranges
-                length *= RATIO
                 continue
-            previous = stepped
-            known = self._evaluate(stepped)
-            if self._goal.fails(known):
-                if self._verify(stepped):
-                    return _Rung(stepped, -torch.inf, length, fails=True)
-                nearest = self._nearest(point, stepped)
-                if self._verify(nearest):
-                    return _Rung(nearest, -torch.inf, length, fails=True)
-            distance = self._distance(known)
-            if distance is not None and distance < chosen.distance:
-                chosen, worse = _Rung(stepped, distance, length), 0
+            rung = _Rung(stepped, self._evaluate(stepped), max(shorter / RATIO**2, FIRST))
+            for failing in self._failing(movable, start, previous, rung):
+                if self._verify(failing):
+                    return _Rung(failing, {}, shorter, fails=True)
+            rung.distance = self._distance(rung.known)
+            if rung.distance is not None and rung.distance < best.distance:  # type: ignore[operator]
+                best, worse = rung, 0
             else:
                 worse += 1
-            length *= RATIO
-        return chosen
+            previous = rung
+        return best
+
+    def _failing(
+        self, movable: tuple[Variable, ...], start: _Rung, previous: _Rung, rung: _Rung
+    ) -> Iterator[Point]:
+        """Points on the way to a rung at which the operator should fail."""
+        if self._goal.fails(rung.known):
+            yield rung.point
+            yield self._nearest(start.point, rung.point)
+        element = self._goal.crossed(previous.known, rung.known)
+        if element is not None:
+            met = self._met(movable, previous.point, rung.point, element)
+            if met is not None:
+                yield met
+
+    def _met(
+        self, movable: tuple[Variable, ...], point: Point, beyond: Point, element: int
+    ) -> Point | None:
+        """The very numbers at which one element of the operand meets the edge, if there are any."""
+        replay, goal = self._replay, self._goal
+        low, high = dict(point), dict(beyond)
+        below = goal.is_above(replay.run_in_own_dtype(low), element)
+        for _ in range(BISECTIONS):
+            middle = {
+                one.number: one.within(low[one.number].lerp(high[one.number], 0.5))
+                for one in movable
+            }
+            if all(torch.equal(middle[n], low[n]) or torch.equal(middle[n], high[n]) for n in low):
+                return None
+            self._budget.evaluations += 1
+            known = replay.run_in_own_dtype(middle)
+            if goal.fails(known):
+                return middle
+            if goal.is_above(known, element) == below:
+                low = middle
+            else:
+                high = middle
+        return None
 
     def _nearest(self, point: Point, beyond: Point) -> Point:
         """Where the operator just fails, on the way to a point at which nobody notices.
@@ -227,9 +255,12 @@ class Descent:
         return float(distance.detach())
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Rung:
+    """One point of the search: where, what was computed there, and the first step from there."""
+
     point: Point
-    distance: float
+    known: Mapping[int, Tensor]
     length: float
+    distance: float | None = None
     fails: bool = False

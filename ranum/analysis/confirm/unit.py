@@ -28,6 +28,8 @@ from ranum.errors import ArgumentError
 
 DRAWS = 30
 """Random points tried without a gradient, as the last resort."""
+DEARER = 16
+"""Times the cost of the nearest weights beyond which inputs are tried after them."""
 NEAREST = 2
 """Weights nearest to the operator that are tried before all: a layer's matrix and its bias."""
 
@@ -93,7 +95,7 @@ class _Hunt:
         self._generator = torch.Generator().manual_seed(seed)
         self._budget = Budget(time.monotonic() + seconds)
         self._space = Space.of(context)
-        self._failure: Failure | None = None
+        self._failure: tuple[Point, Failure] | None = None
         self._draws: list[Tensor] = []
 
     def run(self) -> Witness | None:
@@ -117,10 +119,11 @@ class _Hunt:
 
     def _recorded(self) -> Point | None:
         """The step as it was recorded; its random numbers are kept for the search."""
-        has_random = any(node.op in RANDOM for node in self._context.graph.nodes)
-        if not (self._is_without_growth or has_random):
+        if any(node.op in RANDOM for node in self._context.graph.nodes):
+            return {} if self._fails({}, draws=self._draws) else None
+        if not self._is_without_growth or not self._would_fail({}):
             return None
-        return {} if self._fails({}, draws=self._draws) else None
+        return {} if self._fails({}) else None
 
     def _descents(self) -> Point | None:
         """From the recorded step, towards every goal."""
@@ -196,14 +199,23 @@ class _Hunt:
 
     @cached_property
     def _sets(self) -> list[tuple[Variable, ...]]:
-        """What may move: inputs alone, the weights nearest to the operator, all weights, all."""
+        """What may move: inputs alone, the weights nearest to the operator, all weights, all.
+
+        Inputs come second where most of the network lies between them and the operator.
+        """
         inputs = self._reaching(self._space.inputs)
         weights = self._reaching(self._space.weights)
+        nearest = weights[:NEAREST]
         sets = [inputs] if self._is_without_growth else []
-        sets += [weights[:NEAREST], weights]
+        sets += [nearest, weights]
         if inputs and weights:
             sets.append(inputs + weights)
+        if self._is_without_growth and self._cost(inputs) > DEARER * self._cost(nearest) > 0:
+            sets[:2] = [nearest, inputs]
         return [one for one in dict.fromkeys(sets) if one]
+
+    def _cost(self, variables: tuple[Variable, ...]) -> int:
+        return max((self._replay.cost(one.number) for one in variables), default=0)
 
     def _reaching(self, variables: tuple[Variable, ...]) -> tuple[Variable, ...]:
         """Those the operator depends on, cheapest to try first; all if that is unknown."""
@@ -261,14 +273,15 @@ class _Hunt:
         inputs, weights = self._space.tensors(point)
         failure = rerun(self._context, self._defect, inputs, weights, seed=self._seed, draws=draws)
         if failure is not None:
-            self._failure = failure
+            self._failure = (point, failure)
         return failure is not None
 
     def _witness(self, point: Point) -> Witness:
         inputs, weights = self._space.tensors(point)
-        self._fails(point)  # for what it says: the last run may have been one that held
-        failure = self._failure
-        assert failure is not None
+        if self._failure is None or self._failure[0] is not point:
+            self._fails(point)
+        assert self._failure is not None
+        failure = self._failure[1]
         return Witness(
             inputs=inputs,
             weights=weights,

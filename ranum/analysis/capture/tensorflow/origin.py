@@ -13,7 +13,7 @@ from torch import Tensor
 from ranum.analysis.capture.tensorflow import bridge
 
 ATTEMPTS = 3
-"""Runs of a function that draws random numbers: those cannot be given, and one bad run is one."""
+"""Runs of a function that draws random numbers; those cannot be given, so all must fail."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +56,9 @@ class TensorFlowOrigin:
         with self._assigned(weights):
             for _ in range(ATTEMPTS if self._draws_numbers else 1):
                 bad = self._gradient_fails(fed) if gradient_only else self._node_fails(fed, node)
-                if bad is not False:
+                if not bad:
                     return bad
-        return False
+        return True
 
     def _gradient_fails(self, fed: list[Any]) -> bool | None:
         if not self.has_own_loss or not self.variables:
