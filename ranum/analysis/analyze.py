@@ -18,6 +18,8 @@ from ranum.analysis.capture.program import Program
 from ranum.analysis.capture.standin import with_data
 from ranum.analysis.capture.target import Target
 from ranum.analysis.capture.tensorflow import tensorflow_program
+from ranum.analysis.capture.tensorflow.data import is_dataset, keras_batches
+from ranum.analysis.capture.tensorflow.target import is_keras_model
 from ranum.analysis.capture.torch import batch_arguments, function_program, module_program
 from ranum.analysis.defects import find_defects
 from ranum.analysis.execution import Execution, unflushed
@@ -58,7 +60,8 @@ def analyze(
         target: A function that returns a loss; a module (with `loss`, or returning its loss
             itself); a LightningModule, whose `training_step` is analysed on one batch; an
             `ExportedProgram` (its own example serves if none is given), or a `.pt2` file; a
-            compiled Keras model, with x and y as `fit` takes them; a `tf.function` or a
+            compiled Keras model, with x and y, or a dataset, as `fit` takes them; a
+            `tf.function` or a
             function of TensorFlow tensors; the folder of a SavedModel; the path of an ONNX
             model, or an `onnx.ModelProto`.
         *example_inputs: Arguments for one step; for a LightningModule, the batch; for an ONNX
@@ -79,7 +82,9 @@ def analyze(
         data: A DataLoader, or a list of batches like the example, whose extremes widen the
             ranges: up to 64 batches are read, for up to 10 seconds, without a trace in random
             numbers or workers. Its first batch is the example where none is given; of a batch
-            that is a tuple, a module gets as many elements as it takes.
+            that is a tuple, a module gets as many elements as it takes. For a Keras model also
+            a `tf.data.Dataset` (whose shuffling moves on by one epoch), a `PyDataset`, or all of
+            `(x, y)`, whose first 32 rows are the example.
         step: "validation" analyses a LightningModule's `validation_step`, in evaluation mode
             and without a backward pass.
         backward: Also analyse the backward pass. By default yes, but an ONNX model without a
@@ -95,6 +100,10 @@ def analyze(
         ArgumentError: If an argument breaks its rule.
         CaptureError: If the step itself raises; its own error is the cause.
     """
+    if is_keras_model(target):
+        if data is None and len(example_inputs) == 1 and is_dataset(example_inputs[0]):
+            data, example_inputs = example_inputs[0], ()  # as `fit` takes it
+        data = keras_batches(data)
     batches = None if data is None else _batches(data, target)
     if batches is not None and not example_inputs and not isinstance(target, Program):
         example_inputs = batch_arguments(target, batches.first())

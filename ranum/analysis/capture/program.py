@@ -47,6 +47,7 @@ class Program:
         stateful: Other objects whose state a run must not change: optimizers, say.
         flush_to_zero: The step's own framework flushes subnormal numbers, as TensorFlow does.
         origin: What the step was lowered from, if it can still be run.
+        as_tensor: Makes tensors of what other frameworks' batches hold.
         target: What `analyze` was given.
         loss: The loss function it was given.
     """
@@ -62,6 +63,7 @@ class Program:
     stateful: tuple[Any, ...] = ()
     flush_to_zero: bool = False
     origin: Origin | None = None
+    as_tensor: Callable[[Any], Any] | None = None
     target: Any = None
     loss: Callable[..., Any] | None = None
 
@@ -73,6 +75,8 @@ class Program:
     def named(self, arguments: tuple[Any, ...]) -> dict[str, Tensor]:
         """All tensors of a batch like the example's, by name."""
         leaves, _ = tree_flatten_with_path(arguments)
+        if self.as_tensor is not None:
+            leaves = [(path, self.as_tensor(leaf)) for path, leaf in leaves]
         return {self._input_name(path): leaf for path, leaf in leaves if isinstance(leaf, Tensor)}
 
     def _input_name(self, path: tuple[Any, ...]) -> str:

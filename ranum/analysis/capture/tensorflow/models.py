@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -10,7 +12,8 @@ from torch.utils._pytree import tree_map
 
 from ranum.analysis.capture.program import Program
 from ranum.analysis.capture.tensorflow import bridge
-from ranum.analysis.capture.tensorflow.trace import as_constant, as_torch, called, traced
+from ranum.analysis.capture.tensorflow.trace import as_constant, called, traced
+from ranum.analysis.capture.tensorflow.values import as_torch
 from ranum.errors import ArgumentError
 
 
@@ -53,8 +56,9 @@ def keras_program(
             f"target runs on Keras' backend {backend!r}; 'tensorflow' and 'torch' can be analysed."
         )
     floatx = bridge.keras().config.floatx()
-    fed = tuple(tree_map(lambda leaf: as_torch(leaf, floatx), one) for one in arguments)
-    return _WAYS[backend](model, fed, loss, backward)
+    as_tensor = partial(as_torch, floatx=floatx)
+    fed = tuple(tree_map(as_tensor, one) for one in arguments)
+    return replace(_WAYS[backend](model, fed, loss, backward), as_tensor=as_tensor)
 
 
 def _step(model: Any, *, predicts: bool) -> Callable[..., Any]:

@@ -15,6 +15,7 @@ from ranum.analysis.capture.tensorflow.function import Function
 from ranum.analysis.capture.tensorflow.lowerings import LOWERINGS
 from ranum.analysis.capture.tensorflow.machine import Lowering, Machine, Variable
 from ranum.analysis.capture.tensorflow.unknown import unknown
+from ranum.analysis.capture.tensorflow.values import as_torch
 from ranum.analysis.graph import Graph
 
 
@@ -110,6 +111,7 @@ def make_program(
         parameters=parameters,
         backward=backward,
         description=description,
+        as_tensor=as_torch,
         flush_to_zero=True,  # TensorFlow's threads do, eagerly, in graphs, and under XLA
     )
 

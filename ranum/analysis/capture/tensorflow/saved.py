@@ -22,8 +22,7 @@ from ranum.analysis.capture.tensorflow import bridge
 from ranum.analysis.capture.tensorflow.function import ARGUMENT, Function, library_function
 from ranum.analysis.capture.tensorflow.lowerings import LOWERINGS
 from ranum.analysis.capture.tensorflow.program import Captured, make_program, one_loss
-from ranum.analysis.capture.tensorflow.trace import as_torch
-from ranum.analysis.capture.tensorflow.values import DTYPES, from_array
+from ranum.analysis.capture.tensorflow.values import DTYPES, as_torch, from_array
 from ranum.errors import ArgumentError
 from ranum.source import Source, display_path
 

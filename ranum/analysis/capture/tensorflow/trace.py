@@ -10,7 +10,6 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
@@ -25,7 +24,7 @@ from ranum.analysis.capture.tensorflow.function import (
 from ranum.analysis.capture.tensorflow.machine import Variable
 from ranum.analysis.capture.tensorflow.origin import TensorFlowOrigin
 from ranum.analysis.capture.tensorflow.program import Captured, make_program, one_loss
-from ranum.analysis.capture.tensorflow.values import from_array, to_array
+from ranum.analysis.capture.tensorflow.values import as_torch, from_array, to_array
 from ranum.errors import ArgumentError
 from ranum.source import UNKNOWN, Source, is_user_file, source_lines, traceback_source
 
@@ -65,19 +64,6 @@ def _names(function: Callable[..., Any], count: int) -> tuple[str, ...]:
         return ()
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return tuple(one.name for one in parameters if one.kind in kinds)[:count]
-
-
-def as_torch(leaf: Any, floatx: str | None = None) -> Any:
-    """A leaf of the batch as a torch tensor; plain Python values stay as they are."""
-    if isinstance(leaf, Tensor) or leaf is None or isinstance(leaf, (bool, int, float, str, bytes)):
-        return leaf
-    array = leaf.numpy() if hasattr(leaf, "numpy") else leaf
-    if not hasattr(array, "dtype"):
-        return leaf
-    tensor = from_array(array)
-    if floatx is not None and isinstance(tensor, Tensor) and tensor.is_floating_point():
-        tensor = tensor.to(getattr(torch, floatx))
-    return tensor
 
 
 def as_constant(leaf: Any) -> Any:

@@ -40,6 +40,26 @@ def from_array(array: Any) -> Any:
     return torch.from_numpy(np.array(array, order="C"))
 
 
+def as_torch(leaf: Any, floatx: str | None = None) -> Any:
+    """A leaf of the batch as a torch tensor; plain Python values stay as they are.
+
+    Args:
+        leaf: A tensor of any framework, an array, or anything else.
+        floatx: Keras' float type, to which its models bring every float input.
+    """
+    if leaf is None or isinstance(leaf, (bool, int, float, str, bytes)):
+        return leaf
+    tensor = leaf
+    if not isinstance(leaf, Tensor):
+        array = leaf.numpy() if hasattr(leaf, "numpy") else leaf
+        if not hasattr(array, "dtype"):
+            return leaf
+        tensor = from_array(array)
+    if floatx is not None and isinstance(tensor, Tensor) and tensor.is_floating_point():
+        tensor = tensor.to(getattr(torch, floatx))
+    return tensor
+
+
 def to_array(value: Any, bfloat16: Any = None) -> Any:
     """A tensor as a numpy array.
 
