@@ -140,7 +140,13 @@ def analyze(
         defects = with_reach(graph, propagation.intervals, weights, found)
         advice, defects = find_advice(graph, propagation.intervals, defects)
     finished = time.process_time()
-    context = Context(program=program, graph=graph, start=start, intervals=propagation.intervals)
+    context = Context(
+        program=program,
+        graph=graph,
+        start=start,
+        intervals=propagation.intervals,
+        varying=tuple(inputs or ()),
+    )
     analysis = Analysis(
         graph=graph,
         intervals=propagation.intervals,

@@ -94,12 +94,14 @@ class Context:
         graph: The recorded step.
         start: Interval of every leaf, by value number.
         intervals: Interval of every value.
+        varying: Names and patterns of the inputs that were given a range.
     """
 
     program: Program
     graph: Graph
     start: Mapping[int, Interval]
     intervals: Mapping[int, Interval]
+    varying: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -121,7 +121,7 @@ def find_operand(tree: ast.AST, text: Text, source: Source, op: str, argument: i
         NotHereError: If no expression is at the position.
         PatchError: If it does not spell `op`, or its operand cannot be clipped.
     """
-    names = _Names(tree, source.file)
+    names = Names(tree, source.file)
     if source.column >= 0:
         return _operand(find_expression(tree, text, source), op, argument, names, source)
     found, reason = [], NotHereError(_not_here(source))
@@ -165,7 +165,7 @@ def _extents(node: Expression, text: Text) -> Iterator[tuple[int, int]]:
 
 
 def _operand(
-    expression: Expression, op: str, argument: int, names: _Names, source: Source
+    expression: Expression, op: str, argument: int, names: Names, source: Source
 ) -> Operand:
     node: ast.expr | None
     overwritten = False
@@ -213,7 +213,7 @@ def _not_spelled(expression: Expression, op: str, source: Source) -> str:
     )
 
 
-def _argument(call: ast.Call, index: int, names: _Names) -> ast.expr | None:
+def _argument(call: ast.Call, index: int, names: Names) -> ast.expr | None:
     arguments = list(call.args)
     if isinstance(call.func, ast.Attribute) and not names.is_namespace(call.func.value):
         arguments.insert(0, call.func.value)
@@ -228,7 +228,7 @@ def _argument(call: ast.Call, index: int, names: _Names) -> ast.expr | None:
     return next((word.value for word in call.keywords if word.arg in _KEYWORDS[index]), None)
 
 
-class _Names:
+class Names:
     """What the names of one file stand for, from its imports, assignments and live module."""
 
     def __init__(self, tree: ast.AST, file: str) -> None:
@@ -237,6 +237,7 @@ class _Names:
             module = sys.modules.get("__main__")
         self._live: dict[str, Any] = {} if module is None else vars(module)
         self._imported: dict[str, str] = {}
+        self._paths: dict[str, str] = {}
         self._assigned: dict[str, list[ast.expr]] = {}
         self._bound: set[str] = set()
         for node in ast.walk(tree):
@@ -244,6 +245,8 @@ class _Names:
                 for alias in node.names:
                     bound = alias.asname or alias.name.split(".")[0]
                     self._imported[bound] = alias.name.rsplit(".", 1)[-1]
+                    home = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+                    self._paths[bound] = home + (alias.name if alias.asname else bound)
             elif isinstance(node, ast.Assign) and len(node.targets) == 1:
                 target = node.targets[0]
                 if isinstance(target, (ast.Name, ast.Attribute)):
@@ -269,15 +272,27 @@ class _Names:
         yield name
         if isinstance(node, ast.Name) and name in self._imported:
             yield self._imported[name]
-        live = getattr(self._resolve(node), "__name__", None)
+        live = getattr(self.resolve(node), "__name__", None)
         if isinstance(live, str):
             yield live
         for value in self._assigned.get(name, ()) if depth else ():
             yield from self._meanings(value, depth - 1)
 
+    def modules(self) -> Iterator[tuple[str, str]]:
+        """Names that the file uses for modules, and what the modules are called."""
+        for name in self._imported:
+            live = self._live.get(name)
+            if name not in self._bound and (live is None or isinstance(live, ModuleType)):
+                yield name, self._paths[name] if live is None else live.__name__
+
     def is_namespace(self, node: ast.expr) -> bool:
-        """True for a module or class, whose attribute is a function rather than a method."""
-        value = self._resolve(node)
+        """True for a module or class, whose attribute is a function rather than a method.
+
+        So is `self` in `self.log(x)`: a layer kept there, or a method of the user's own.
+        """
+        if isinstance(node, ast.Name) and node.id in ("self", "cls"):
+            return True
+        value = self.resolve(node)
         if value is not None:
             return isinstance(value, (ModuleType, type))
         while isinstance(node, ast.Attribute):
@@ -299,13 +314,14 @@ class _Names:
             return _last(node.func) in _NUMBER_CALLS
         if isinstance(node, ast.Subscript):
             return _last(node.value) == "shape" and not isinstance(node.slice, ast.Slice)
-        return isinstance(self._resolve(node), (int, float, complex))
+        return isinstance(self.resolve(node), (int, float, complex))
 
-    def _resolve(self, node: ast.expr) -> Any:
+    def resolve(self, node: ast.expr) -> Any:
+        """The live object a name or dotted name stands for; None if that is not known."""
         if isinstance(node, ast.Name):
             return self._live.get(node.id)
         if isinstance(node, ast.Attribute):
-            owner = self._resolve(node.value)
+            owner = self.resolve(node.value)
             if isinstance(owner, (ModuleType, type)):
                 return vars(owner).get(node.attr)
         return None

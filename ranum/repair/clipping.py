@@ -1,4 +1,4 @@
-"""The smallest clip that removes a defect, found on the bounds.
+"""Cures of defects: rewritings where there is a better spelling, else the smallest clip.
 
 A clip clamps the operand of a defective operator. The loosest clamp is searched for which
 the operator, and the backward operators that belong to it, stay finite for every operand in
@@ -9,8 +9,9 @@ counts only if the defect is gone and no new one came.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -21,6 +22,8 @@ from ranum.analysis.graph import Graph, Node, Ref
 from ranum.analysis.result import Analysis, Context, Defect
 from ranum.errors import ArgumentError, PatchError
 from ranum.repair.patch import AppliedPatch, Edit, apply_edits, clip_edit, merged_diff
+from ranum.repair.rewriting import Proposal, proposals
+from ranum.repair.verify import Verification, place, verify
 
 GRADIENT_HEADROOM = 2.0**16
 """Upstream gradients a clip must bear: the initial loss scale of `torch.amp.GradScaler`."""
@@ -71,13 +74,67 @@ class Clip:
         return f"clamp({bounds}) on the operand of {self.defect.op} at {self.defect.source}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rewrite:
+    """Another way to write an expression, without the defect.
+
+    Attributes:
+        defect: What it was looked for.
+        edit: The change of the user's expression.
+        why: Why it is better, half a sentence.
+        cures: All defects that are gone with it.
+        verification: What the patched program did.
+    """
+
+    defect: Defect
+    edit: Edit
+    why: str
+    cures: tuple[Defect, ...]
+    verification: Verification
+
+    @property
+    def reason(self) -> str:
+        """Why there is no edit: there is one."""
+        return ""
+
+    @property
+    def is_found(self) -> bool:
+        """True: only rewritings that were verified are offered."""
+        return True
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "code": self.defect.code,
+            "source": self.defect.source.to_dict(),
+            "old": self.edit.old,
+            "new": self.edit.new,
+            "why": self.why,
+            "cures": [str(defect) for defect in self.cures],
+            "diff": self.edit.diff(),
+            "verification": self.verification.to_dict(),
+        }
+
+    def __str__(self) -> str:
+        return f"{self.edit.new} instead of {self.edit.old} at {self.edit.source.location}: " + (
+            self.why
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Clips:
-    """The clips for an analysis: one diff, and one live patch."""
+    """The cures for an analysis: one diff, and one live patch.
 
-    clips: tuple[Clip, ...]
+    Attributes:
+        clips: A rewriting or a clip for each defect, in the order of the defects; what an
+            earlier rewriting cures has none of its own.
+        analysis: What they cure.
+    """
 
-    def __iter__(self) -> Iterator[Clip]:
+    clips: tuple[Clip | Rewrite, ...]
+    analysis: Analysis | None = field(default=None, repr=False, compare=False)
+
+    def __iter__(self) -> Iterator[Clip | Rewrite]:
         return iter(self.clips)
 
     def __len__(self) -> int:
@@ -104,20 +161,115 @@ class Clips:
         """
         return apply_edits(self.edits)
 
+    def verify(self) -> Verification:
+        """Applies all edits for a moment; records, analyses and runs the patched program.
 
-def fix(analysis: Analysis, where: Literal["operators"] = "operators") -> Clips:
-    """The smallest clips that remove the defects of an analysis.
+        Raises:
+            ArgumentError: If there is nothing to verify: no edit, or no analysis.
+        """
+        context = None if self.analysis is None else self.analysis.context
+        if self.analysis is None or context is None or not self.edits:
+            raise ArgumentError("clips must hold an edit, and come from ranum.fix(analysis).")
+        defects = self.analysis.defects
+        witnesses = [defect.witness for defect in defects if defect.witness is not None]
+        return verify(context, self.edits, defects, witnesses)
+
+
+def fix(
+    analysis: Analysis, where: Literal["operators"] = "operators", *, rewrite: bool = True
+) -> Clips:
+    """Removes the defects of an analysis, with as little change as can be.
+
+    Where a developer would write the expression differently (`log_softmax` instead of the
+    logarithm of a softmax), that is offered first; elsewhere the smallest clip. A rewriting is
+    offered only if the patched program, recorded and analysed again, is without the defect and
+    has no new one, if the witness stays finite in it, and if loss and gradients of the example
+    batch change by no more than `Verification.tolerance`.
 
     Args:
         analysis: A result of `analyze`.
-        where: "operators": clamp the operand of each defective operator.
+        where: "operators": at each defective operator.
+        rewrite: False for clips only.
 
     Raises:
         ArgumentError: If `where` is not a known place.
     """
     if where != "operators":
         raise ArgumentError(f"where must be 'operators'; got {where!r}.")
-    return Clips(tuple(smallest_clip(defect) for defect in analysis.defects))
+    chosen: list[Clip | Rewrite] = []
+    cured: set[int] = set()
+    for number, defect in enumerate(analysis.defects):
+        if number in cured:
+            continue
+        better = _rewriting(analysis, defect, chosen) if rewrite else None
+        if better is not None:
+            chosen.append(better)
+            ids = {id(one) for one in better.cures}
+            cured |= {n for n, one in enumerate(analysis.defects) if id(one) in ids}
+            continue
+        clip = smallest_clip(defect)
+        if clip.edit is not None and not _fits(clip.edit, chosen):
+            clip = replace(
+                clip, edit=None, reason="its expression is rewritten for another defect already"
+            )
+        chosen.append(clip)
+    return Clips(tuple(chosen), analysis)
+
+
+def _rewriting(
+    analysis: Analysis, defect: Defect, chosen: Sequence[Clip | Rewrite]
+) -> Rewrite | None:
+    """The first rewriting that passes; None if none does."""
+    context = defect.context
+    if context is None:
+        return None
+    for proposal in proposals(defect):
+        if not _fits(proposal.edit, chosen):
+            continue
+        witnesses = [] if defect.witness is None else [defect.witness]
+        found = verify(context, [proposal.edit], analysis.defects, witnesses)
+        cures = _cured(analysis, defect, proposal, found)
+        # Another defect may make the witness fail as well, until it is cured too.
+        only_others_fail = found.is_finite is False and bool(found.remaining)
+        clean = replace(found, is_finite=None) if only_others_fail else found
+        if any(one is defect for one in cures) and clean.is_clean:
+            return Rewrite(
+                defect=defect,
+                edit=proposal.edit,
+                why=proposal.why,
+                cures=cures,
+                verification=found,
+            )
+    return None
+
+
+def _cured(
+    analysis: Analysis, defect: Defect, proposal: Proposal, found: Verification
+) -> tuple[Defect, ...]:
+    """The defects that are gone.
+
+    Of defects with one code on one line it is only known how many are left. The one asked
+    for counts as gone first, then those whose operator is replaced.
+    """
+    gone = Counter(place(one) for one in analysis.defects)
+    gone.subtract(Counter(place(one) for one in found.remaining))
+    replaced = [one for one in analysis.defects if one.node in proposal.nodes]
+    cures: list[Defect] = []
+    for one in (defect, *replaced, *analysis.defects):
+        if gone[place(one)] > 0 and all(one is not other for other in cures):
+            gone[place(one)] -= 1
+            cures.append(one)
+    return tuple(cures)
+
+
+def _fits(edit: Edit, chosen: Sequence[Clip | Rewrite]) -> bool:
+    """True if an edit does not overlap with those that were chosen."""
+    others = [one.edit for one in chosen if one.edit is not None and one.edit.file == edit.file]
+    try:
+        merged_diff([*others, edit])
+    except PatchError:
+        return False
+    return True
 
 
 def smallest_clip(defect: Defect) -> Clip:

@@ -28,6 +28,7 @@ from torch.utils import _pytree as pytree
 
 from ranum.errors import ArgumentError, PatchError
 from ranum.repair import _codeswap
+from ranum.repair._code import Code
 from ranum.repair._operand import (
     Expression,
     NotHereError,
@@ -230,6 +231,64 @@ def rewrite_edit(source: Source, new_expression: str) -> Edit:
         lines = new.replace("\n", "\r\n") if "\r\n" in text.content else new
         splices = [Splice(start, end, instead=form) for form in (lines, f"({lines})")]
         return _Change(node, node, replacement, splices)
+
+    return _edit(source, edit_in)
+
+
+def derived_edit(source: Source, write: Callable[[Code], str]) -> Edit:
+    """Puts an expression in place of another that is written from the parts of it.
+
+    Args:
+        source: Position of the expression, as recorded when it ran.
+        write: Called with the code around it; returns the new expression.
+
+    Raises:
+        PatchError: If there is no expression at the position, or `write` refuses.
+    """
+
+    def edit_in(tree: ast.Module, text: Text) -> _Change:
+        code = Code(tree, text, source)
+        node, new = code.anchor, write(code)
+        if not isinstance(node, ast.expr):
+            raise PatchError(f"`{ast.unparse(node)}` at {source.location} is a statement.")
+        replacement = ast.parse(f"({new}\n)", mode="eval").body
+        start, end = span(node, text)
+        splices = [Splice(start, end, instead=form) for form in (new, f"({new})")]
+        return _Change(node, node, replacement, splices)
+
+    return _edit(source, edit_in)
+
+
+def added_edit(source: Source, op: str, amount: float, *, argument: int = 0) -> Edit:
+    """Adds a number to an operand: `torch.sqrt(x)` becomes `torch.sqrt(x + 1e-12)`.
+
+    Args:
+        source: Position of the expression, as recorded when it ran.
+        op: Canonical operator name.
+        amount: What is added; finite and positive.
+        argument: Which of the operator's arguments, from 0.
+
+    Raises:
+        ArgumentError: If the amount is not finite and positive.
+        PatchError: As `clip_edit`.
+    """
+    if not (math.isfinite(amount) and amount > 0):
+        raise ArgumentError(f"amount must be finite and positive; got {amount}.")
+
+    def edit_in(tree: ast.Module, text: Text) -> _Change:
+        operand = find_operand(tree, text, source, op, argument)
+        if operand.is_overwritten:
+            raise PatchError(f"{op} at {source.location} overwrites its operand.")
+        after = f" + {_number(amount)}"
+        added = ast.parse(f"_{after}", mode="eval").body
+        _replace(added, "_", operand.node)
+        start, end = span(operand.node, text)
+        splices = [
+            Splice(start, end, after=after),
+            Splice(start, end, before="(", after=after + ")"),
+            Splice(start, end, before="((", after=")" + after + ")"),
+        ]
+        return _Change(operand.expression, operand.node, added, splices)
 
     return _edit(source, edit_in)
 

@@ -1,0 +1,196 @@
+"""The user's code around an expression, as a rewriting needs to see it."""
+
+from __future__ import annotations
+
+import ast
+from types import ModuleType
+
+from ranum.analysis.graph import Node
+from ranum.errors import PatchError
+from ranum.repair._operand import Expression, Names, find_expression, find_operand, span
+from ranum.repair._splice import Text
+from ranum.source import Source
+
+_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+_HOMES = {"F": "torch.nn.functional", "torch": "torch"}
+
+
+class Code:
+    """One file's text and tree, and the expression in it that is to be written anew.
+
+    Every question that cannot be answered for sure raises `PatchError`.
+
+    Attributes:
+        anchor: The expression that is to be replaced.
+    """
+
+    def __init__(self, tree: ast.Module, text: Text, source: Source) -> None:
+        self._tree = tree
+        self._text = text
+        self._names = Names(tree, source.file)
+        self.anchor = find_expression(tree, text, source)
+        self._scope = self._enclosing(self.anchor)
+
+    def text(self, node: ast.AST) -> str:
+        """A part of the code as it stands."""
+        assert isinstance(node, Expression)
+        return self._text.part(*span(node, self._text))
+
+    def expression(self, node: Node) -> Expression:
+        """The expression that an operator of the graph ran in."""
+        return find_expression(self._tree, self._text, node.source)
+
+    def operand(self, node: Node, argument: int = 0) -> ast.expr:
+        """What the user wrote for an operand of an operator of the graph."""
+        found = find_operand(self._tree, self._text, node.source, node.op, argument)
+        return found.node
+
+    def side(self, node: Node, *, right: bool) -> ast.expr:
+        """One side of a sum or difference."""
+        expression = self.expression(node)
+        if not isinstance(expression, ast.BinOp):
+            raise PatchError(f"`{self.text(expression)}` is not written with an operator.")
+        return expression.right if right else expression.left
+
+    def leads(self, written: ast.expr, node: Node) -> ast.expr:
+        """Checks that what is written is an operator's result, or a name given to it once.
+
+        Raises:
+            PatchError: If it may be something else as well.
+        """
+        wanted = self.expression(node)
+        found = self.meaning(written)
+        if found is not wanted:
+            raise PatchError(f"`{self.text(written)}` is not just the result of {node.op}.")
+        return found
+
+    def meaning(self, written: ast.expr) -> ast.expr:
+        """The expression behind a local name that is assigned exactly once; else itself."""
+        for _ in range(4):
+            if not isinstance(written, ast.Name):
+                break
+            stores = [name for name in self._stores() if name.id == written.id]
+            assigned = [
+                statement
+                for statement in ast.walk(self._scope)
+                if isinstance(statement, ast.Assign)
+                and len(statement.targets) == 1
+                and statement.targets[0] in stores
+            ]
+            if len(stores) != 1 or len(assigned) != 1 or self._is_parameter(written.id):
+                break
+            if self._place(assigned[0]) > self._place(written):
+                break
+            written = assigned[0].value
+        return written
+
+    def words(self, node: ast.expr) -> str:
+        """A part of the code, to be written again in the new expression.
+
+        Raises:
+            PatchError: If it would mean something else there, or be computed twice.
+        """
+        start, end = span(node, self._text)
+        own_start, own_end = span(self.anchor, self._text)
+        shown = self.text(node)
+        if own_start <= start and end <= own_end:
+            return shown
+        if self._enclosing(node) is not self._scope:
+            raise PatchError(f"`{shown}` stands in another function.")
+        if any(isinstance(part, (ast.Call, ast.Await, ast.NamedExpr)) for part in ast.walk(node)):
+            raise PatchError(f"`{shown}` would be computed twice; give it a name first.")
+        used = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
+        kept = {ast.unparse(part) for part in ast.walk(node) if isinstance(part, ast.Attribute)}
+        for part in ast.walk(self._scope):
+            if not isinstance(getattr(part, "ctx", None), (ast.Store, ast.Del)):
+                continue
+            changes = ast.unparse(part) in used | kept
+            if changes and not self._place(part) < start:
+                raise PatchError(f"`{shown}` is changed after it was used.")
+        return shown
+
+    def function(self, module: str, name: str) -> str:
+        """How this file would call a function of "torch" or "F": "torch.log_softmax".
+
+        Raises:
+            PatchError: If the file has no name for the library.
+        """
+        home = _HOMES[module]
+        for alias, meaning in self._names.modules():
+            if meaning == home:
+                return f"{alias}.{name}"
+        for alias, meaning in self._names.modules():
+            if home.startswith(meaning + "."):
+                return f"{alias}.{home.removeprefix(meaning + '.')}.{name}"
+        raise PatchError(f"the file has no name for {home}; import it.")
+
+    def renamed(self, call: Expression, old: str, new: str) -> str | None:
+        """The call with another function of the same library, or method, in place of its own."""
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute):
+            return None
+        owner = call.func.value
+        if call.func.attr != old:
+            return None
+        is_library = self._names.is_namespace(owner)
+        if is_library and not isinstance(self._names.resolve(owner), ModuleType):
+            return None
+        self._all_words(call)
+        start, end = span(call, self._text)
+        _, owner_end = span(owner, self._text)
+        rest = self._text.part(owner_end, end)
+        return self._text.part(start, owner_end) + rest.replace(old, new, 1)
+
+    def replaced(self, whole: ast.expr, part: ast.expr, new: str) -> str:
+        """The text of an expression with one part of it written anew."""
+        start, end = span(whole, self._text)
+        inner_start, inner_end = span(part, self._text)
+        before, after = self._text.part(start, inner_start), self._text.part(inner_end, end)
+        return before + new + after
+
+    def is_inside(self, node: ast.expr) -> bool:
+        """True for a part of the anchor."""
+        start, end = span(node, self._text)
+        own_start, own_end = span(self.anchor, self._text)
+        return own_start <= start and end <= own_end
+
+    def _all_words(self, call: ast.Call) -> None:
+        """Checks the owner and every argument of a call that is to be written again."""
+        assert isinstance(call.func, ast.Attribute)
+        if not self._names.is_namespace(call.func.value):
+            self.words(call.func.value)
+        for argument in (*call.args, *(word.value for word in call.keywords)):
+            self.words(argument)
+
+    def _stores(self) -> list[ast.Name]:
+        return [
+            part
+            for part in ast.walk(self._scope)
+            if isinstance(part, ast.Name) and isinstance(part.ctx, (ast.Store, ast.Del))
+        ]
+
+    def _is_parameter(self, name: str) -> bool:
+        return any(isinstance(part, ast.arg) and part.arg == name for part in ast.walk(self._scope))
+
+    def _place(self, node: ast.AST) -> int:
+        line, column = getattr(node, "lineno", 0), getattr(node, "col_offset", 0)
+        return self._text.offset(line, column)
+
+    def _enclosing(self, node: ast.AST) -> ast.AST:
+        """The innermost function that holds a node, or the module."""
+        place, found, smallest = self._place(node), self._tree, len(self._text.data) + 1
+        scope: ast.AST = found
+        for function in ast.walk(self._tree):
+            if not isinstance(function, _FUNCTIONS):
+                continue
+            start = self._text.offset(function.lineno, function.col_offset)
+            end = self._text.offset(function.end_lineno or 0, function.end_col_offset or 0)
+            if start <= place < end and end - start < smallest:
+                scope, smallest = function, end - start
+        return scope
+
+
+def bracketed(text: str) -> str:
+    """The text of an expression, in brackets where another operator could tear it apart."""
+    tree = ast.parse(f"({text}\n)", mode="eval").body
+    atoms = (ast.Name, ast.Call, ast.Attribute, ast.Subscript)
+    return text if isinstance(tree, atoms) and "\n" not in text else f"({text})"

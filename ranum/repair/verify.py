@@ -1,0 +1,204 @@
+"""Is a change a cure? The patched program is recorded, analysed and run again."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from ranum.analysis.defects import find_defects
+from ranum.analysis.graph import Graph
+from ranum.analysis.interval import Interval
+from ranum.analysis.ranges import starting_ranges
+from ranum.analysis.result import Context, Defect, Witness
+from ranum.errors import RanumError
+from ranum.repair.patch import Edit, apply_edits
+
+TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
+"""By how much results and gradients of the example batch may change, relative to the largest."""
+
+Key = tuple[str, str, str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """What the patched program does.
+
+    Attributes:
+        remaining: Defects that it still has.
+        new: Those of them that it did not have before.
+        change: Largest change of the example batch's loss and gradients, relative to the
+            largest element of each; NaN if they were not finite before.
+        tolerance: What it may be.
+        is_finite: Whether the witnesses now give a finite loss and finite gradients; None if
+            there are none.
+        problem: Why the program could not be analysed again; "" if it could.
+    """
+
+    remaining: tuple[Defect, ...] = ()
+    new: tuple[Defect, ...] = ()
+    change: float = 0.0
+    tolerance: float = 1e-4
+    is_finite: bool | None = None
+    problem: str = ""
+
+    @property
+    def is_clean(self) -> bool:
+        """True if nothing new came, witnesses stay finite, and the example gives the same."""
+        changed = self.change > self.tolerance
+        return not (self.problem or self.new or self.is_finite is False or changed)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "remaining": [str(defect) for defect in self.remaining],
+            "new": [str(defect) for defect in self.new],
+            "change": self.change,
+            "tolerance": self.tolerance,
+            "finite": self.is_finite,
+            "problem": self.problem,
+        }
+
+    def __str__(self) -> str:
+        if self.problem:
+            return f"not verified: {self.problem}"
+        left = f"{len(self.remaining)} defects left" if self.remaining else "no defect left"
+        parts = [left + (f", {len(self.new)} of them new" if self.new else "")]
+        if self.is_finite is not None:
+            parts.append("the witness " + ("stays finite" if self.is_finite else "still fails"))
+        if not math.isnan(self.change):
+            parts.append(
+                f"the example's loss and gradients change by {self.change:.1g} "
+                f"(allowed: {self.tolerance:g})"
+            )
+        return "; ".join(parts)
+
+
+def verify(
+    context: Context,
+    edits: Sequence[Edit],
+    before: Sequence[Defect],
+    witnesses: Sequence[Witness] = (),
+) -> Verification:
+    """Applies edits for a moment, and looks at the patched program.
+
+    Args:
+        context: Of the analysis that the edits come from.
+        edits: What is changed.
+        before: The defects of that analysis.
+        witnesses: Inputs and weights that made the program fail.
+    """
+    floats = [t.dtype for t in (*context.program.parameters.values(), *_floats(context))]
+    tolerance = max((TOLERANCE.get(dtype, 1e-4) for dtype in floats), default=1e-4)
+    plain = _results(context)
+    try:
+        with apply_edits(edits):
+            changed = _results(context)
+            left = _defects(context)
+            finite = [_is_finite(context, witness) for witness in witnesses]
+    except RanumError as error:
+        return Verification(problem=str(error), tolerance=tolerance)
+    except Exception as error:
+        return Verification(
+            problem=f"the patched program raises {type(error).__name__}: {error}",
+            tolerance=tolerance,
+        )
+    known = Counter(place(defect) for defect in before)
+    new = []
+    for defect in left:
+        known[place(defect)] -= 1
+        if known[place(defect)] < 0:
+            new.append(defect)
+    return Verification(
+        remaining=tuple(left),
+        new=tuple(new),
+        change=_change(plain, changed),
+        tolerance=tolerance,
+        is_finite=all(finite) if finite else None,
+    )
+
+
+def place(defect: Defect) -> Key:
+    """What a defect is known by while the columns of its line change."""
+    return defect.code, defect.op, defect.source.file, defect.source.line
+
+
+def _floats(context: Context) -> list[Tensor]:
+    return [one for one in context.program.inputs.values() if one.is_floating_point()]
+
+
+def _defects(context: Context) -> list[Defect]:
+    """The defects of the program as it is now, for the ranges of the analysis."""
+    graph = context.program.capture(observe=False, varying=context.varying)
+    graph.execution = context.graph.execution
+    found, _ = find_defects(graph, _start(graph, context))
+    return list(found)
+
+
+def _start(graph: Graph, context: Context) -> dict[int, Interval]:
+    ranges: dict[int, Interval] = dict(starting_ranges(graph))
+    known: Mapping[tuple[str, str], Interval] = {
+        (value.kind, value.name): context.start[number]
+        for number, value in context.graph.values.items()
+        if value.name and number in context.start
+    }
+    for value in graph.leaves("input", "derived", "parameter"):
+        if (value.kind, value.name) in known:
+            ranges[value.index] = known[value.kind, value.name]
+    return ranges
+
+
+def _results(context: Context) -> list[Tensor]:
+    """What the step returns on the example batch, and the gradients of all parameters."""
+    program = context.program
+    with program.substituted({}):
+        torch.manual_seed(0)
+        result = program.step(*program.arguments)
+        found = [one.detach().clone() for one in tree_leaves(result) if isinstance(one, Tensor)]
+        if program.backward and isinstance(result, Tensor) and result.requires_grad:
+            leaves = [one for one in program.parameters.values() if one.requires_grad]
+            if leaves:
+                gradients = torch.autograd.grad(result.sum(), leaves, allow_unused=True)
+                found += [one.detach() for one in gradients if one is not None]
+    return found
+
+
+def _change(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
+    """The largest change, each tensor relative to its own largest element (or 1e-3)."""
+    worst = 0.0
+    for old, new in zip(before, after, strict=False):
+        if not bool(old.isfinite().all()):
+            return math.nan
+        if old.shape != new.shape:
+            return math.inf
+        if old.numel() and old.is_floating_point():
+            scale = max(float(old.abs().max()), 1e-3)
+            difference = float((old.double() - new.double()).abs().max()) / scale
+            worst = max(worst, difference if math.isfinite(difference) else math.inf)
+    return worst
+
+
+def _is_finite(context: Context, witness: Witness) -> bool:
+    """True if the patched program gives a finite loss and gradients for a witness."""
+    program = context.program
+    batch = {
+        name: tensor.detach().clone().requires_grad_(tensor.is_floating_point())
+        for name, tensor in ({**program.inputs, **witness.inputs}).items()
+    }
+    with program.substituted(witness.weights):
+        torch.manual_seed(witness.seed)
+        result = program.step(*program.batch(batch))
+        parts = [one for one in tree_leaves(result) if isinstance(one, Tensor)]
+        finite = all(bool(one.isfinite().all()) for one in parts)
+        if finite and program.backward and isinstance(result, Tensor) and result.requires_grad:
+            leaves = [*program.parameters.values(), *batch.values()]
+            leaves = [one for one in leaves if one.requires_grad]
+            gradients = torch.autograd.grad(result.sum(), leaves, allow_unused=True)
+            finite = all(one is None or bool(one.isfinite().all()) for one in gradients)
+    return finite

@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import ranum
+from ranum.analysis import analyze
+from ranum.repair.clipping import Clip, Rewrite
+
+MODEL = torch.nn.Linear(4, 3)
+X = torch.rand(5, 4, generator=torch.Generator().manual_seed(0))
+W = torch.full((4, 1), 0.5)
+MASK = (X > 0.5).float()
+FIRST = torch.zeros(5, 1, dtype=torch.long)
+
+
+def log_of_softmax(x: Tensor) -> Tensor:
+    return torch.log(F.softmax(MODEL(x), dim=1)).sum()
+
+
+def log_of_named(x: Tensor) -> Tensor:
+    probs = x.softmax(-1)
+    return probs.log().sum()
+
+
+def log_of_gathered(x: Tensor) -> Tensor:
+    return torch.log(F.softmax(MODEL(x), -1).gather(1, FIRST)).sum()
+
+
+def log_of_indexed(x: Tensor) -> Tensor:
+    probs = torch.softmax(x, -1)
+    return torch.log(probs[torch.arange(5), 0]).sum()
+
+
+def cross_entropy_by_hand(x: Tensor, w: Tensor) -> Tensor:
+    p = torch.sigmoid(x @ w)
+    return -(torch.log(p) + torch.log(1 - p)).mean()
+
+
+def softplus_by_hand(x: Tensor) -> Tensor:
+    return torch.log(1 + torch.exp(MODEL(x))).sum()
+
+
+def log1p_of_exp(x: Tensor) -> Tensor:
+    return torch.log1p(x.exp()).sum()
+
+
+def two_sums(x: Tensor) -> Tensor:
+    both = torch.log(torch.exp(x[:, 0]) + torch.exp(x[:, 1])).sum()
+    return both + torch.log(torch.exp(x).sum(-1)).sum()
+
+
+def distance(x: Tensor) -> Tensor:
+    return torch.sqrt(((MODEL(x) - x[:, :3]) ** 2).sum(-1)).sum()
+
+
+def power(x: Tensor) -> Tensor:
+    return (((MODEL(x) - x[:, :3]) ** 2).sum(-1) ** 0.5).sum()
+
+
+def unit(x: Tensor) -> Tensor:
+    return (x / x.norm(dim=-1, keepdim=True)).sum()
+
+
+def unit_by_hand(x: Tensor) -> Tensor:
+    return (x / torch.sqrt((x**2).sum(-1, keepdim=True))).sum()
+
+
+def shares(x: Tensor) -> Tensor:
+    return (torch.exp(x) / torch.exp(x).sum(-1, keepdim=True)).sum()
+
+
+def shares_named(x: Tensor) -> Tensor:
+    e = torch.exp(x)
+    return (e / e.sum(dim=1, keepdim=True)).sum()
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    return (x * mask).sum() / mask.sum()
+
+
+def mean_of_chosen(x: Tensor) -> Tensor:
+    return x[x > 0.5].mean()
+
+
+def attention(x: Tensor) -> Tensor:
+    scores = x.masked_fill(x < 0.5, float("-inf"))
+    return torch.softmax(scores, -1).sum()
+
+
+BETTER = {
+    "log_softmax": (log_of_softmax, (), "F.log_softmax(MODEL(x), dim=1)"),
+    "named": (log_of_named, (), "x.log_softmax(-1)"),
+    "gathered": (log_of_gathered, (), "F.log_softmax(MODEL(x), -1).gather(1, FIRST)"),
+    "indexed": (log_of_indexed, (), "torch.log_softmax(x, -1)[torch.arange(5), 0]"),
+    "logsigmoid": (cross_entropy_by_hand, (W,), "-(F.logsigmoid(x @ w) + F.logsigmoid(-(x @ w)))"),
+    "softplus": (softplus_by_hand, (), "F.softplus(MODEL(x))"),
+    "log1p": (log1p_of_exp, (), "F.softplus(x)"),
+    "logaddexp": (two_sums, (), "torch.logaddexp(x[:, 0], x[:, 1]).sum()"),
+    "logsumexp": (two_sums, (), "both + torch.logsumexp(x, -1).sum()"),
+    "sqrt": (distance, (), ".sum(-1) + 1e-12).sum()"),
+    "power": (power, (), "((((MODEL(x) - x[:, :3]) ** 2).sum(-1) + 1e-12) ** 0.5)"),
+    "normalize": (unit, (), "F.normalize(x, dim=-1)"),
+    "root": (unit_by_hand, (), "F.normalize(x, dim=-1)"),
+    "softmax": (shares, (), "torch.softmax(x, -1)"),
+    "count": (masked_mean, (MASK,), "mask.sum().clamp(min=1.0)"),
+    "mean": (mean_of_chosen, (), "x[x > 0.5].sum() / (x > 0.5).sum().clamp(min=1)"),
+    "attention": (attention, (), "x.masked_fill(x < 0.5, torch.finfo(x.dtype).min)"),
+}
+
+
+def analysed(step, more, **options):
+    return analyze(step, X, *more, weights="anything", inputs={"x": (-1000.0, 1000.0)}, **options)
+
+
+@pytest.mark.parametrize("name", BETTER)
+def test_the_developers_spelling_is_offered_first_and_cures(name):
+    step, more, expected = BETTER[name]
+    analysis = analysed(step, more)
+    assert analysis.defects
+    cures = ranum.fix(analysis)
+    assert all(isinstance(one, Rewrite) for one in cures)
+    added = [line for line in cures.diff().splitlines() if line.startswith("+")]
+    assert any(expected in line for line in added), cures.diff()
+    with cures.apply():
+        assert analysed(step, more).defects == ()
+
+
+@pytest.mark.parametrize("name", ["named", "log1p", "normalize", "count", "attention"])
+def test_the_witness_stays_finite_in_the_rewritten_program(name):
+    step, more, _ = BETTER[name]
+    inputs = {"x": (-100.0, 100.0)} | ({"mask": (0.0, 1.0)} if more else {})
+    analysis = analyze(step, X, *more, inputs=inputs, weights="initial")
+    proven = [ranum.confirm(defect) for defect in analysis.defects]
+    assert all(witness is not None for witness in proven)
+    certain = [
+        defect.certain(witness) for defect, witness in zip(analysis.defects, proven, strict=True)
+    ]
+    object.__setattr__(analysis, "defects", tuple(certain))
+    cures = ranum.fix(analysis)
+    assert all(isinstance(one, Rewrite) for one in cures)
+    assert cures.verify().is_finite is True
+
+
+def reassigned(x: Tensor) -> Tensor:
+    p = torch.softmax(x, -1)
+    x = x + 1
+    return torch.log(p).sum() + x.sum()
+
+
+def either(x: Tensor) -> Tensor:
+    p = torch.softmax(x, -1)
+    if x.shape[0] > 100:
+        p = x.abs()
+    return torch.log(p).sum()
+
+
+def called(x: Tensor) -> Tensor:
+    p = torch.softmax(F.dropout(x, 0.5), -1)
+    return torch.log(p).sum()
+
+
+def probabilities(x: Tensor) -> Tensor:
+    return torch.softmax(x, -1)
+
+
+def elsewhere(x: Tensor) -> Tensor:
+    return torch.log(probabilities(x)).sum()
+
+
+def global_norm(x: Tensor) -> Tensor:
+    return (x / x.norm()).sum()
+
+
+@pytest.mark.parametrize("step", [reassigned, either, called, elsewhere, global_norm])
+def test_where_the_words_would_mean_something_else_it_is_clipped(step):
+    cures = ranum.fix(analysed(step, ()))
+    assert {type(one) for one in cures} == {Clip}
+    assert "clamp" in cures.diff()
+
+
+def test_a_rewriting_that_changes_results_is_not_offered(monkeypatch):
+    from ranum.repair import rewriting
+
+    monkeypatch.setattr(rewriting, "EPSILONS", (0.5,))
+    (cure,) = ranum.fix(analysed(distance, ()))
+    assert isinstance(cure, Clip)
+
+
+def test_a_rewriting_that_leaves_the_defect_is_not_offered(monkeypatch):
+    from ranum.repair import clipping
+    from ranum.repair.patch import rewrite_edit
+    from ranum.repair.rewriting import Proposal
+
+    def useless(defect):
+        edit = rewrite_edit(defect.source, "torch.log(F.softmax(MODEL(x), dim=-1))")
+        yield Proposal("it looks different", edit, frozenset({defect.node}))
+
+    monkeypatch.setattr(clipping, "proposals", useless)
+    (cure,) = ranum.fix(analysed(log_of_softmax, ()))
+    assert isinstance(cure, Clip)
+
+
+def test_the_file_decides_how_functions_are_called(tmp_path):
+    path = tmp_path / "losses.py"
+    path.write_text(
+        "import torch as t\n\n\ndef step(x):\n"
+        "    # keep this comment\n"
+        "    return -t.log(\n        t.sigmoid(100 * x)  # and this\n    ).mean()\n"
+    )
+    space: dict = {}
+    exec(compile(path.read_text(), str(path), "exec", dont_inherit=True), space)
+    cures = ranum.fix(analyze(space["step"], X, inputs={"x": (-9.0, 9.0)}))
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    diff = cures.edits[0].diff(root=tmp_path)
+    subprocess.run(["git", "apply", "-"], input=diff.encode(), cwd=tmp_path, check=True)
+    text = path.read_text()
+    assert "return -t.nn.functional.logsigmoid(100 * x).mean()" in text
+    assert "# keep this comment" in text
+
+
+def test_what_is_said(capsys):
+    cures = ranum.fix(analysed(log_of_softmax, ()))
+    (cure,) = cures
+    print(cure)
+    assert "F.log_softmax(MODEL(x), dim=1) instead of torch.log(" in capsys.readouterr().out
+    plain = cure.to_dict()
+    assert plain["code"] == "RN101"
+    assert plain["verification"]["remaining"] == []
+    assert "no defect left" in str(cures.verify())
+    with pytest.raises(ranum.RanumError, match="clips must hold an edit"):
+        ranum.fix(analyze(mean_of_chosen_safely, X)).verify()
+
+
+def mean_of_chosen_safely(x: Tensor) -> Tensor:
+    return x.mean()
