@@ -109,6 +109,8 @@ def upsample_aa_backward(
     shape = tuple(input_size)
     if grad_output.is_empty_tensor:
         return like(0.0, 0.0, shape, grad_output)
+    if not grad_output.is_finite:
+        return Interval.top(shape, grad_output.dtype)
     count = math.prod(output_size)
     size = Box.native(grad_output.merged()).peak * 2.25 * count
     return _within(size, count, shape, grad_output)
