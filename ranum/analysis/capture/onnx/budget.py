@@ -9,19 +9,23 @@ from ranum.errors import ArgumentError
 
 STEP_LIMIT = 2_000_000
 """Nodes carried out in one run, those of loops counted each time."""
+WORK_LIMIT = 1 << 44
+"""Multiplications in one run: some minutes on one core. A language model of seven billion weights
+needs them for 2500 tokens."""
 MEMORY_SHARE = 0.75
 """The part of the memory, free when a run begins, that it may take."""
 
 
 class Budget:
-    """Nodes and memory left to one run of a model.
+    """Nodes, multiplications and memory left to one run of a model.
 
     Single tensors are limited where they are made; this stops many that are allowed each.
-    Where the memory of the process cannot be read (other systems than Linux), only nodes count.
+    Where the memory of the process cannot be read (other systems than Linux), the first two count.
     """
 
     def __init__(self) -> None:
         self._nodes = 0
+        self._work = 0
         self._start = resident_bytes()
         self._free = free_bytes()
 
@@ -42,6 +46,20 @@ class Budget:
                 f"the model holds {taken / 2**30:.1f} GiB when it comes to node {name!r}; "
                 f"{self._free / 2**30:.1f} GiB were free, of which it may take "
                 f"{MEMORY_SHARE:.0%}. Give it smaller inputs (`sizes=`), or more memory."
+            )
+
+    def work(self, name: str, multiplications: int) -> None:
+        """Counts what a node is about to compute.
+
+        Raises:
+            ArgumentError: If the run would compute too much.
+        """
+        self._work += multiplications
+        if self._work > WORK_LIMIT:
+            raise ArgumentError(
+                f"the model would carry out more than {WORK_LIMIT:.1g} multiplications with node "
+                f"{name!r}, which alone needs about {multiplications:.1g}. Give it smaller inputs "
+                "(`sizes=`)."
             )
 
 

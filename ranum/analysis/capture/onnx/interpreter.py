@@ -34,6 +34,7 @@ from ranum.analysis.capture.onnx.values import (
     storage_dtype,
     wrapped,
 )
+from ranum.analysis.capture.onnx.work import ELEMENT_WORK, elements_of, work_of
 from ranum.analysis.capture.opaque import opaque
 from ranum.analysis.transfer._common import broadcast_shapes
 from ranum.errors import ArgumentError
@@ -145,6 +146,7 @@ class Interpreter:
             inputs = [scope[name] if name else None for name in step.inputs]
             with located(step.place(self._model.file, frame.path)):
                 outputs = self._carry_out(step, inputs, scope, frame)
+            self._budget.work(step.name, ELEMENT_WORK * elements_of(outputs))
             for name, value in zip(step.outputs, outputs, strict=False):
                 if name:
                     scope[name] = value
@@ -161,6 +163,7 @@ class Interpreter:
         key = (step.domain, step.op, step.overload)
         if key in self._functions:
             return self._call(step, self._functions[key], inputs, attributes, frame)
+        self._budget.work(step.name, work_of(step.op, inputs, attributes))
         version = frame.opsets.get(step.domain, 1)
         reasons: list[Exception] = []
         entry = lowering_for(step.domain, step.op, version)
