@@ -45,7 +45,7 @@ def _matrix_product(first: int, second: int) -> _Estimate:
         rows = left[-2] if len(left) > 1 else 1
         columns = right[-1] if len(right) > 1 else 1
         batch = broadcast_shapes(left[:-2], right[:-2])
-        return math.prod(batch) * rows * left[-1] * columns
+        return int(math.prod(batch) * rows * left[-1] * columns)
 
     return estimate
 
@@ -72,7 +72,7 @@ def _transposed(inputs: Sequence[Any], attributes: Mapping[str, Any]) -> int:
 def _pool(inputs: Sequence[Any], attributes: Mapping[str, Any]) -> int:
     x, kernel = inputs[0], attributes["kernel_shape"]
     places = _places(x.shape[2:], kernel, attributes)
-    return x.shape[0] * x.shape[1] * places * math.prod(kernel)
+    return int(x.shape[0] * x.shape[1] * places * math.prod(kernel))
 
 
 def _places(sizes: Sequence[int], kernel: Sequence[int], attributes: Mapping[str, Any]) -> int:

@@ -18,7 +18,6 @@ from onnx import TensorProto, helper, save_model
 from onnx_cases.models import BOOL, INT64, classifier, model, unary, value
 
 from ranum.analysis import analyze
-from ranum.analysis.capture.onnx import budget
 from ranum.errors import ArgumentError
 
 X = np.ones((2, 3), np.float32)
@@ -278,60 +277,3 @@ def test_external_data_of_a_model_in_memory() -> None:
     tensor.data_location = TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value="m.bin")
     refused(proto, "give the model's path instead")
-
-
-# --- what a file may cost ------------------------------------------------------------------
-
-HUGE = 1 << 36
-BIG = np.ones((1 << 15, 1), np.float32)
-COSTLY: dict[str, tuple[list[Any], dict[str, Any]]] = {
-    "ConstantOfShape": ([helper.make_node("ConstantOfShape", ["s"], ["y"])], {"s": [HUGE]}),
-    "Expand": ([helper.make_node("Expand", ["x", "s"], ["y"])], {"s": [HUGE, 1, 1]}),
-    "Tile": ([helper.make_node("Tile", ["x", "s"], ["y"])], {"s": [HUGE, 1]}),
-    "Pad": ([helper.make_node("Pad", ["x", "s"], ["y"])], {"s": [0, HUGE, 0, HUGE]}),
-    "OneHot": (
-        [helper.make_node("OneHot", ["i", "s", "v"], ["y"])],
-        {"i": [0, 1], "s": [HUGE], "v": np.float32([0, 1])},
-    ),
-    "GatherND": (
-        [helper.make_node("GatherND", ["b", "i"], ["y"])],
-        {"b": BIG.T, "i": np.zeros((1 << 15, 1), np.int64)},
-    ),
-    "STFT": (
-        [helper.make_node("STFT", ["b", "i", "", "s"], ["y"])],
-        {"b": BIG.reshape(1, -1, 1), "i": np.int64(1), "s": np.int64(1 << 14)},
-    ),
-    "ConvTranspose": (
-        [helper.make_node("ConvTranspose", ["b", "w"], ["y"], output_shape=[1 << 20, 1 << 20])],
-        {"b": np.ones((1, 1, 8, 8), np.float32), "w": np.ones((1, 1, 1, 1), np.float32)},
-    ),
-}
-
-
-@pytest.mark.parametrize("name", COSTLY)
-def test_large_results_are_refused_before_they_are_made(name: str) -> None:
-    nodes, constants = COSTLY[name]
-    output = nodes[-1].output[0]
-    target = model(
-        nodes,
-        [value("x", [2, 3])],
-        [value(output, None)],
-        {key: np.asarray(one) for key, one in constants.items()},
-    )
-    refused(target, "is not made", X)
-
-
-def test_many_tensors_that_are_allowed_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    """1 GiB is free, it seems; 60 times 64 MiB are too much of it."""
-    if budget.free_bytes() is None:
-        pytest.skip("the memory of a process cannot be read here")
-    monkeypatch.setattr(budget, "free_bytes", lambda: 1 << 30)
-    names = [f"c{number}" for number in range(60)]
-    nodes = [helper.make_node("ConstantOfShape", ["s"], [name]) for name in names]
-    target = model(
-        [*nodes, helper.make_node("Sum", names, ["y"])],
-        [value("x", [2, 3])],
-        [value("y", None)],
-        {"s": np.asarray([1 << 24])},
-    )
-    refused(target, r"holds .* GiB when it comes to node .*1\.0 GiB were free", X)
