@@ -22,6 +22,7 @@ from ranum.analysis.capture.tensorflow import bridge
 from ranum.analysis.capture.tensorflow.function import ARGUMENT, Function, library_function
 from ranum.analysis.capture.tensorflow.lowerings import LOWERINGS
 from ranum.analysis.capture.tensorflow.program import Captured, make_program, one_loss
+from ranum.analysis.capture.tensorflow.saved_gradients import with_saved_gradients
 from ranum.analysis.capture.tensorflow.values import DTYPES, as_torch, from_array
 from ranum.errors import ArgumentError
 from ranum.source import Source, display_path
@@ -70,10 +71,12 @@ def saved_model_program(
     }
     if name not in library:
         raise ArgumentError(f"target {str(path)!r} names a function that it does not hold: {name}.")
+    values = _Values(objects, graph.graph_def, Path(path))
+    library = with_saved_gradients(library, graph, values.held)
     _check(library, name, path)
     inputs = _inputs(signature)
     outputs = sorted(signature.outputs)
-    captured = _captured(objects, bound, graph.graph_def, Path(path))
+    captured = [values.held(number) for number in bound]
     if len(inputs) + len(captured) != len(library[name].arguments):
         raise ArgumentError(f"target {str(path)!r} has a signature that does not fit its function.")
 
@@ -202,6 +205,8 @@ def _check(library: Mapping[str, Function], name: str, path: str | Path) -> None
             if kind not in LOWERINGS and kind != ARGUMENT and not bridge.reads_only_numbers(kind):
                 refused.add(kind)
             waiting += [one for one in _strings(operation.attributes) if one in library]
+            if operation.gradient is not None:
+                waiting.append(operation.gradient.function.name)
     if refused:
         raise ArgumentError(
             f"target {str(path)!r} holds operators that are not run from a file: "
@@ -219,28 +224,35 @@ def _strings(attributes: Mapping[str, Any]) -> Iterable[str]:
 # --- variables -----------------------------------------------------------------------------
 
 
-def _captured(objects: Any, bound: list[int], graph: Any, folder: Path) -> list[Captured]:
-    """The objects that a function captures: variables from the checkpoint, and constants."""
-    values = _Checkpoint(objects, folder)
-    found = []
-    for number in bound:
-        if not 0 <= number < len(objects.nodes):
-            raise ArgumentError(f"target {str(folder)!r} names an object that it does not hold.")
-        node = objects.nodes[number]
+class _Values:
+    """Variables from the checkpoint, and constants, by the number of their object."""
+
+    def __init__(self, objects: Any, graph: Any, folder: Path) -> None:
+        self._objects = objects
+        self._graph = graph
+        self._folder = folder
+        self._checkpoint = _Checkpoint(objects, folder)
+
+    def held(self, number: int) -> Captured:
+        """What an object holds."""
+        nodes = self._objects.nodes
+        if not 0 <= number < len(nodes):
+            raise ArgumentError(
+                f"target {str(self._folder)!r} names an object that it does not hold."
+            )
+        node = nodes[number]
         kind = node.WhichOneof("kind")
         if kind == "variable":
-            value = from_array(values.read(number, node.variable.name))
             name = node.variable.name
-            found.append(Captured(name, value, is_trained=node.variable.trainable))
-        elif kind == "constant":
-            found.append(
-                Captured("constant", _stored(graph, node.constant.operation), is_variable=False)
-            )
-        else:
-            raise ArgumentError(
-                f"target {str(folder)!r} captures a {kind}; only variables and constants are read."
-            )
-    return found
+            value = from_array(self._checkpoint.read(number, name))
+            return Captured(name, value, is_trained=node.variable.trainable)
+        if kind == "constant":
+            stored = _stored(self._graph, node.constant.operation)
+            return Captured("constant", stored, is_variable=False)
+        raise ArgumentError(
+            f"target {str(self._folder)!r} captures a {kind}; only variables and constants are "
+            "read."
+        )
 
 
 def _stored(graph: Any, name: str) -> Any:

@@ -18,6 +18,7 @@ from ranum.repair.clipping import fix
 from .steps import program_of, run
 
 X = np.random.default_rng(0).standard_normal((3, 6)).astype("f")
+SPECIFICATION_2 = [tf.TensorSpec((2,), tf.float32, name="x")]
 SPECIFICATION = [tf.TensorSpec((None, 6), tf.float32, name="x")]
 
 
@@ -153,8 +154,9 @@ class Rounded(tf.Module):
         return tf.reduce_sum(tf.square(straight_through(self.weight * x)))
 
 
-def test_a_custom_gradient_in_a_file_leaves_the_analysis_incomplete(tmp_path):
-    tf.saved_model.save(Rounded(), str(tmp_path))
+def test_a_custom_gradient_that_the_file_lacks_leaves_the_analysis_incomplete(tmp_path):
+    options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+    tf.saved_model.save(Rounded(), str(tmp_path), options=options)
     x = np.array([1.3, 2.3], "f")
     analysis = analyze(tmp_path, x)
     assert [unknown.op for unknown in analysis.unknowns] == ["tf.custom_gradient"]
@@ -162,9 +164,62 @@ def test_a_custom_gradient_in_a_file_leaves_the_analysis_incomplete(tmp_path):
     assert analyze(tmp_path, x, backward=False).is_complete
 
 
+WITH_GRADIENTS = tf.saved_model.SaveOptions(experimental_custom_gradients=True)
+
+
+@tf.custom_gradient
+def steepened(x):
+    steepness = tf.sigmoid(x)  # what the gradient alone reads
+
+    def gradient(upstream):
+        return upstream * steepness * tf.constant([1.0, 3.0])
+
+    return tf.round(x), gradient
+
+
+class Steep(Rounded):
+    @tf.function(input_signature=[tf.TensorSpec((2,), tf.float32, name="x")])
+    def __call__(self, x):
+        return tf.reduce_sum(tf.nn.silu(steepened(self.weight * x)) + straight_through(x))
+
+
+@pytest.mark.parametrize("make", [Rounded, Steep])
+def test_a_custom_gradient_that_the_file_holds_is_followed(tmp_path, make):
+    module = make()
+    tf.saved_model.save(module, str(tmp_path), options=WITH_GRADIENTS)
+    x = tf.constant([1.3, 2.3])
+    with tf.GradientTape() as tape:
+        loss = module(x)
+    own_loss, own = run(program_of(str(tmp_path), x))
+    np.testing.assert_allclose(own_loss, loss, rtol=1e-6)
+    np.testing.assert_allclose(own["weight"], tape.gradient(loss, module.weight), rtol=1e-6)
+    assert own["weight"].all()
+    assert analyze(tmp_path, x).is_complete
+
+
+def test_a_gradient_that_writes_files_is_refused(tmp_path):
+    target = tmp_path / "written"
+
+    @tf.custom_gradient
+    def writing(x):
+        def gradient(upstream):
+            with tf.control_dependencies([tf.io.write_file(str(target), "x")]):
+                return tf.identity(upstream)
+
+        return tf.identity(x), gradient
+
+    module = Rounded()
+    module.run = tf.function(lambda x: writing(x * module.weight), input_signature=SPECIFICATION_2)
+    signatures = {"serving_default": module.run}
+    tf.saved_model.save(module, str(tmp_path / "m"), signatures, options=WITH_GRADIENTS)
+    target.unlink(missing_ok=True)
+    with pytest.raises(ArgumentError, match=r"not run from a file: .*WriteFile"):
+        analyze(str(tmp_path / "m"))
+    assert not target.exists()
+
+
 def test_a_loaded_custom_gradient_is_followed(tmp_path):
-    options = tf.saved_model.SaveOptions(experimental_custom_gradients=True)
-    tf.saved_model.save(Rounded(), str(tmp_path), options=options)
+    tf.saved_model.save(Rounded(), str(tmp_path), options=WITH_GRADIENTS)
     loaded = tf.saved_model.load(str(tmp_path))
     x = tf.constant([1.3, 2.3])
     with tf.GradientTape() as tape:
