@@ -1,8 +1,9 @@
-"""The command line: `ranum analyze model.py:Net --input 8,1,28,28`, `ranum analyze model.onnx`."""
+"""The command line: `ranum analyze model.py:Net --input 8,1,28,28`, `ranum fix model.py:Net`."""
 
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import importlib.util
 import sys
@@ -10,12 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ranum._version import __version__
-from ranum.errors import ArgumentError, RanumError
+from ranum.errors import ArgumentError, PatchError, RanumError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     import torch
+
+    from ranum.analysis.result import Analysis
 
 OK, FOUND, FAILED = 0, 1, 2
 """Exit codes: nothing certain found, a certain defect found, could not do what was asked."""
@@ -50,6 +53,50 @@ def _parser() -> argparse.ArgumentParser:
         f"can fail. Exit code: {FOUND} if a failure was confirmed, {FAILED} if there was nothing "
         f"to analyze, else {OK}.",
     )
+    _add_program(analyze)
+    analyze.add_argument(
+        "--save", metavar="PATH", help="also write the analysis to a .html or .json file"
+    )
+    analyze.set_defaults(run=_analyze)
+
+    fix = commands.add_parser(
+        "fix",
+        help="remove the defects of a model from its source",
+        description="Analyzes a model as `ranum analyze` does, and shows how each defect is "
+        "removed: by another spelling where there is a better one, else by the smallest clip. "
+        "The patched program is recorded, analysed and run again. No file is changed without "
+        f"--write. Exit code: {OK} if no defect is left, {FOUND} if one is, {FAILED} if there "
+        "was nothing to analyze or a file could not be written.",
+    )
+    _add_program(fix)
+    fix.add_argument(
+        "--diff",
+        action="store_true",
+        help="print only the diff, for `git apply`; what else there is to say goes to stderr",
+    )
+    fix.add_argument(
+        "--write",
+        action="store_true",
+        help="change the files, in one step each; FILE.py.orig keeps the old text",
+    )
+    fix.add_argument(
+        "--no-rewrite",
+        dest="rewrite",
+        action="store_false",
+        help="only clips, no other spellings",
+    )
+    fix.set_defaults(run=_fix)
+
+    explain = commands.add_parser(
+        "explain", help="show the page of a rule", description="Shows the page of a rule."
+    )
+    explain.add_argument("code", nargs="?", help="RN101, say; without it, all codes are listed")
+    explain.set_defaults(run=_explain)
+    return parser
+
+
+def _add_program(analyze: argparse.ArgumentParser) -> None:
+    """What is analysed, and how."""
     analyze.add_argument(
         "target",
         metavar="FILE.py:NAME | FILE.onnx | FILE.pt2 | FOLDER",
@@ -113,17 +160,6 @@ def _parser() -> argparse.ArgumentParser:
         help="do not look for inputs and weights that make a defect happen",
     )
     analyze.add_argument("--seed", type=int, default=0, help="of the example inputs (default 0)")
-    analyze.add_argument(
-        "--save", metavar="PATH", help="also write the analysis to a .html or .json file"
-    )
-    analyze.set_defaults(run=_analyze)
-
-    explain = commands.add_parser(
-        "explain", help="show the page of a rule", description="Shows the page of a rule."
-    )
-    explain.add_argument("code", nargs="?", help="RN101, say; without it, all codes are listed")
-    explain.set_defaults(run=_explain)
-    return parser
 
 
 def _explain(options: argparse.Namespace) -> int:
@@ -138,6 +174,49 @@ def _explain(options: argparse.Namespace) -> int:
 
 
 def _analyze(options: argparse.Namespace) -> int:
+    analysis = _analysis(options)
+    print(analysis)
+    if options.save:
+        print(f"saved {analysis.save(options.save)}")
+    return FOUND if any(defect.severity == "certain" for defect in analysis.defects) else OK
+
+
+def _fix(options: argparse.Namespace) -> int:
+    from ranum.repair.clipping import Clips, fix
+    from ranum.repair.writing import refusal, write_edits
+
+    analysis = _analysis(options)
+    say = functools.partial(print, file=sys.stderr if options.diff else sys.stdout)
+    if not analysis.defects:
+        say(f"no defect found in {len(analysis.graph.nodes)} operators: nothing to fix")
+        return OK
+    cures = fix(analysis, rewrite=options.rewrite)
+    for cure in cures:
+        say(cure)
+        if cure.reason:
+            say(f"  no diff: {cure.reason}")
+    refused = {cure.edit.file: refusal(cure.edit) for cure in cures if cure.edit is not None}
+    for reason in filter(None, refused.values()):
+        say(f"no diff: {reason}")
+    kept = [cure for cure in cures if cure.edit is not None and not refused[cure.edit.file]]
+    if not kept:
+        return FOUND
+    complete, cures = len(kept) == len(cures), Clips(tuple(kept), analysis)
+    found = cures.verify()
+    say(f"patched program: {found}")
+    for defect in found.remaining:
+        say(f"  left: {defect}")
+    if options.diff or not options.write:
+        print(cures.diff(), end="")
+    if options.write:
+        if found.problem or found.new:
+            raise PatchError(f"Nothing was written: {found}.")
+        for path, old in write_edits(cures.edits):
+            say(f"wrote {path}; the old text is in {old}")
+    return OK if complete and found.is_clean and not found.remaining else FOUND
+
+
+def _analysis(options: argparse.Namespace) -> Analysis:
     import torch
 
     from ranum.analysis import analyze
@@ -160,7 +239,7 @@ def _analyze(options: argparse.Namespace) -> int:
         if len(inputs) == 1 and isinstance(inputs[0], torch.utils.data.DataLoader):
             data, inputs = inputs[0], ()
         inputs = made or inputs
-    analysis = analyze(
+    return analyze(
         target,
         *inputs,
         inputs=dict(options.range),
@@ -171,10 +250,6 @@ def _analyze(options: argparse.Namespace) -> int:
         confirm=options.confirm,
         trust=options.trust,
     )
-    print(analysis)
-    if options.save:
-        print(f"saved {analysis.save(options.save)}")
-    return FOUND if any(defect.severity == "certain" for defect in analysis.defects) else OK
 
 
 def _example(text: str) -> Callable[[], torch.Tensor]:

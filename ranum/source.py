@@ -211,6 +211,12 @@ def is_user_file(file: str) -> bool:
     return not path.startswith(_STDLIB)
 
 
+def is_installed(file: str) -> bool:
+    """True for a file of an installed package or of the standard library."""
+    path = os.path.realpath(file)
+    return path.startswith((*_SITE_PACKAGES, _STDLIB))
+
+
 def source_lines(file: str, first: int, last: int) -> tuple[str, ...]:
     """Lines of a file as they are now, without their ends; empty if they cannot be read."""
     lines = linecache.getlines(file)

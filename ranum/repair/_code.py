@@ -52,6 +52,14 @@ class Code:
             raise PatchError(f"`{self.text(expression)}` is not written with an operator.")
         return expression.right if right else expression.left
 
+    def other_than_number(self, node: Node) -> ast.expr:
+        """The side of a sum, or the operand of `x.add(1)`, that is not the number."""
+        expression = self.expression(node)
+        if isinstance(expression, ast.BinOp):
+            return self.side(node, right=isinstance(expression.left, ast.Constant))
+        first = self.operand(node)
+        return self.operand(node, 1) if isinstance(first, ast.Constant) else first
+
     def leads(self, written: ast.expr, node: Node) -> ast.expr:
         """Checks that what is written is an operator's result, or a name given to it once.
 

@@ -208,8 +208,9 @@ def _operand(
 def _not_spelled(expression: Expression, op: str, source: Source) -> str:
     return (
         f"`{ast.unparse(expression)}` at {source.location} is not a call of {op} itself: the "
-        f"operator runs inside it, so its operand is not in this line. Use module_clip on the "
-        "module instead, or change the expression with rewrite_edit."
+        f"operator runs inside it, in a library or in code made by exec, so its operand is not in "
+        "this line. Use module_clip on the module instead, or change the expression with "
+        "rewrite_edit."
     )
 
 

@@ -213,21 +213,33 @@ def fix(
                 clip, edit=None, reason="its expression is rewritten for another defect already"
             )
         chosen.append(clip)
+    for number, clip in enumerate(chosen if rewrite else ()):
+        # What a rewriting lays bare may be what another edit cures: try them together.
+        if isinstance(clip, Clip) and len(chosen) > 1:
+            others = [*chosen[:number], *chosen[number + 1 :]]
+            better = _rewriting(analysis, clip.defect, others, together=True)
+            if better is not None:
+                chosen[number] = better
     return Clips(tuple(chosen), analysis)
 
 
 def _rewriting(
-    analysis: Analysis, defect: Defect, chosen: Sequence[Clip | Rewrite]
+    analysis: Analysis,
+    defect: Defect,
+    chosen: Sequence[Clip | Rewrite],
+    *,
+    together: bool = False,
 ) -> Rewrite | None:
-    """The first rewriting that passes; None if none does."""
+    """The first rewriting that passes, alone or together with those chosen; None if none does."""
     context = defect.context
     if context is None:
         return None
+    others = [one.edit for one in chosen if one.edit is not None] if together else []
     for proposal in proposals(defect):
         if not _fits(proposal.edit, chosen):
             continue
         witnesses = [] if defect.witness is None else [defect.witness]
-        found = verify(context, [proposal.edit], analysis.defects, witnesses)
+        found = verify(context, [*others, proposal.edit], analysis.defects, witnesses)
         cures = _cured(analysis, defect, proposal, found)
         # Another defect may make the witness fail as well, until it is cured too.
         only_others_fail = found.is_finite is False and bool(found.remaining)
@@ -237,7 +249,7 @@ def _rewriting(
                 defect=defect,
                 edit=proposal.edit,
                 why=proposal.why,
-                cures=cures,
+                cures=(defect,) if together else cures,
                 verification=found,
             )
     return None

@@ -455,11 +455,16 @@ def merged_diff(edits: Iterable[Edit], root: str | os.PathLike[str] | None = Non
     """
     return "".join(
         _diff(file, text, merge(text, splices).text, root)
-        for file, (text, splices) in _by_file(edits).items()
+        for file, (text, splices) in edits_by_file(edits).items()
     )
 
 
-def _by_file(edits: Iterable[Edit]) -> dict[str, tuple[Text, list[Splice]]]:
+def edits_by_file(edits: Iterable[Edit]) -> dict[str, tuple[Text, list[Splice]]]:
+    """For each file, its text and the splices to make in it.
+
+    Raises:
+        PatchError: If two edits were made for different states of a file.
+    """
     files: dict[str, tuple[Text, list[Splice]]] = {}
     for edit in edits:
         text, splices = files.setdefault(edit.file, (edit.text, []))
@@ -520,7 +525,7 @@ def apply_edits(edits: Iterable[Edit]) -> AppliedPatch:
     edits = tuple(edits)
     if not edits:
         raise ArgumentError("edits must hold at least one edit; got none.")
-    done = _codeswap.install(_by_file(edits))
+    done = _codeswap.install(edits_by_file(edits))
     return AppliedPatch(
         done.remove, functions=done.functions, edits=edits, is_pending=done.is_pending
     )

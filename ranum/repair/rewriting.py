@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ranum.analysis.graph import Graph, Node, Ref
+from ranum.analysis.graph import Graph, Node
 from ranum.analysis.interval import Interval
 from ranum.analysis.precision.base import Surroundings
 from ranum.analysis.result import Defect
@@ -187,11 +187,7 @@ def _log_of_sum(around: Surroundings, node: Node, x: int | None) -> Found:
 
         def softplus(code: Code) -> str:
             code.leads(code.operand(node), plus)
-            is_right = around.is_number(plus.arguments["x"], 1)
-            if isinstance(plus.arguments["x"], Ref) and not is_right:
-                sides = (code.side(plus, right=False), code.side(plus, right=True))
-                is_right = isinstance(sides[0], ast.Constant)
-            code.leads(code.side(plus, right=is_right), power)
+            code.leads(code.other_than_number(plus), power)
             return f"{code.function('F', 'softplus')}({code.words(code.operand(power))})"
 
         yield "softplus does not overflow", _anew(node, softplus), (node, plus, power)

@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import os
+import sys
+import zipfile
+
+import pytest
+import torch
+
+import ranum
+from ranum import cli
+from ranum.errors import PatchError
+from ranum.repair import writing
+from ranum.repair.writing import refusal, write_edits
+
+MODEL = """\
+# -*- coding: {encoding} -*-
+import torch
+import torch.nn.functional as F
+
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 3)
+
+    def forward(self, x):
+        return torch.log(torch.softmax(self.layer(x), -1))  # Größe
+
+
+class Fine(Net):
+    def forward(self, x):
+        return self.layer(x).mean()
+
+
+class Both(Net):
+    def forward(self, x):
+        return (1 / self.layer(x)).sum()
+"""
+X = torch.rand(5, 4, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    file = tmp_path / "net.py"
+    file.write_bytes(MODEL.format(encoding="utf-8").encode())
+    yield file
+    sys.modules.pop("net", None)
+
+
+def fix(*options):
+    return cli.main(["fix", *options, "--input", "6,4", "--no-confirm"])
+
+
+def test_nothing_is_written_without_being_asked(model, capsys):
+    before = model.read_bytes()
+    assert fix("net.py:Net") == cli.OK
+    assert model.read_bytes() == before
+    assert os.listdir(model.parent) in (["net.py"], ["__pycache__", "net.py"])
+    output = capsys.readouterr().out
+    assert "torch.log_softmax(self.layer(x), -1) instead of torch.log(" in output
+    assert "patched program: no defect left" in output
+    assert "+        return torch.log_softmax(self.layer(x), -1)  # Größe" in output
+
+
+def test_diff_alone_goes_to_standard_output(model, capsys):
+    assert fix("net.py:Net", "--diff") == cli.OK
+    captured = capsys.readouterr()
+    assert captured.out.startswith("--- a/net.py\n+++ b/net.py\n")
+    assert "no defect left" in captured.err
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "utf-8-sig"])
+def test_write_keeps_the_old_file_its_mode_and_encoding(model, capsys, encoding):
+    named = encoding if encoding == "latin-1" else "utf-8"
+    old = MODEL.format(encoding=named).replace("\n", "\r\n").encode(encoding)
+    model.write_bytes(old)
+    model.chmod(0o750)
+    taken = model.with_name("net.py.orig")
+    taken.write_text("mine")
+    assert fix("net.py:Net", "--write") == cli.OK
+    wanted = old.replace(b"torch.log(torch.softmax(", b"torch.log_softmax(").replace(
+        b"-1))", b"-1)"
+    )
+    assert model.read_bytes() == wanted
+    assert model.with_name("net.py.orig1").read_bytes() == old
+    assert taken.read_text() == "mine"
+    assert model.stat().st_mode & 0o777 == 0o750
+    assert "the old text is in" in capsys.readouterr().out
+    assert not [name for name in os.listdir(model.parent) if name.startswith(".")]
+
+
+def test_clips_only_on_request(model, capsys):
+    assert fix("net.py:Net", "--diff", "--no-rewrite") == cli.OK
+    assert "torch.log(torch.softmax(self.layer(x), -1).clamp(min=" in capsys.readouterr().out
+
+
+def test_what_cannot_be_cured_is_said(model, capsys):
+    before = model.read_bytes()
+    assert fix("net.py:Both", "--write") == cli.FOUND
+    assert "no clip for RN103" in capsys.readouterr().out
+    assert model.read_bytes() == before
+    assert fix("net.py:Fine") == cli.OK
+    assert "nothing to fix" in capsys.readouterr().out
+
+
+def edits_of(model):
+    space = {"__name__": "net"}
+    exec(compile(model.read_text(), str(model), "exec", dont_inherit=True), space)
+    return ranum.fix(ranum.analyze(space["Net"](), X, weights="anything")).edits
+
+
+def test_a_file_that_changed_on_disk_is_refused(model):
+    edits = edits_of(model)
+    changed = model.read_text() + "\nmore = 1\n"
+    model.write_text(changed)
+    with pytest.raises(PatchError, match=r"Nothing was written: .*was changed on disk"):
+        write_edits(edits)
+    assert model.read_text() == changed
+    model.unlink()
+    assert "is no file" in refusal(edits[0])
+
+
+def test_code_without_a_file_is_refused(model, capsys):
+    place = model.with_name("made.py")
+    place.write_text(
+        "import torch\nspace = {'torch': torch}\n"
+        "exec('def step(x):\\n    return torch.log(x * 0).mean()\\n', space)\n"
+        "def make():\n    return space['step'], torch.rand(5, 4)\n"
+    )
+    try:
+        assert fix("made.py:make", "--write") == cli.FOUND
+    finally:
+        sys.modules.pop("made", None)
+    assert "in code made by exec" in capsys.readouterr().out
+
+
+def test_an_archive_is_refused(model, capsys, monkeypatch):
+    archive = model.with_name("models.zip")
+    with zipfile.ZipFile(archive, "w") as file:
+        file.write(model, "zipped_net.py")
+    before = archive.read_bytes()
+    monkeypatch.setattr(sys, "path", [str(archive), *sys.path])
+    try:
+        assert fix("zipped_net:Net", "--write") == cli.FOUND
+    finally:
+        sys.modules.pop("zipped_net", None)
+    assert "lies in an archive" in capsys.readouterr().out
+    assert archive.read_bytes() == before
+
+
+def test_an_installed_package_is_shown_but_not_written(model, monkeypatch):
+    edits = edits_of(model)
+    before = model.read_bytes()
+    monkeypatch.setattr(writing, "is_installed", lambda file: file == str(model))
+    with pytest.raises(PatchError, match="belongs to an installed package"):
+        write_edits(edits)
+    assert model.read_bytes() == before
+
+
+def test_all_files_or_none(model, monkeypatch):
+    other = model.with_name("other.py")
+    other.write_bytes(model.read_bytes())
+    edits = [*edits_of(model), *edits_of(other)]
+    before, replaced = model.read_bytes(), os.replace
+
+    def broken(source, target):
+        if str(target) == str(other):
+            raise OSError("disk full")
+        replaced(source, target)
+
+    monkeypatch.setattr(writing.os, "replace", broken)
+    with pytest.raises(PatchError, match="Nothing was written: disk full"):
+        write_edits(edits)
+    assert model.read_bytes() == other.read_bytes() == before
+    assert sorted(os.listdir(model.parent)) == ["net.py", "other.py"]
