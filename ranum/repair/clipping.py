@@ -213,11 +213,11 @@ def fix(
                 clip, edit=None, reason="its expression is rewritten for another defect already"
             )
         chosen.append(clip)
-    for number, clip in enumerate(chosen if rewrite else ()):
+    for number, one in enumerate(chosen if rewrite else ()):
         # What a rewriting lays bare may be what another edit cures: try them together.
-        if isinstance(clip, Clip) and len(chosen) > 1:
+        if isinstance(one, Clip) and len(chosen) > 1:
             others = [*chosen[:number], *chosen[number + 1 :]]
-            better = _rewriting(analysis, clip.defect, others, together=True)
+            better = _rewriting(analysis, one.defect, others, together=True)
             if better is not None:
                 chosen[number] = better
     return Clips(tuple(chosen), analysis)
