@@ -238,7 +238,7 @@ def _is_flushed(argument: Any) -> bool:
     """True for what holds no interval, or one that has no subnormal end."""
     if isinstance(argument, Interval):
         return argument.dtype not in _FLUSHED or argument.has_normal_ends
-    return not isinstance(argument, (list, tuple))
+    return not isinstance(argument, (list, tuple)) or all(map(_is_flushed, argument))
 
 
 def _flushed(x: Interval, power: float = 1.0) -> Interval:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from ctypes import c_float
+from functools import cache
 from typing import Any
 
 import torch
@@ -433,6 +434,7 @@ def _size_of(data: Tensor) -> Interval:
 # --- rounding ------------------------------------------------------------------------------
 
 
+@cache
 def unit_roundoff(dtype: torch.dtype) -> float:
     """Largest relative error of one correctly rounded operation: eps / 2."""
     return torch.finfo(dtype).eps / 2
@@ -508,12 +510,19 @@ _FORMATS = {
 _SMALLEST_NORMAL = {
     dtype: torch.finfo(dtype).smallest_normal for dtype in (*_FORMATS, torch.float64)
 }
+_TINY32 = _SMALLEST_NORMAL[_FLOAT32]
 _LARGEST = {dtype: torch.finfo(dtype).max for dtype in _FORMATS}
 
 
 def _round(value: float, dtype: torch.dtype, whole: Callable[[float], float]) -> float:
-    if dtype is _FLOAT32 and value == c_float(value).value:
-        return value
+    if dtype is _FLOAT32:  # by the processor's own rounding, where that is the one asked for
+        near = c_float(value).value
+        if value == near:
+            return value
+        if _TINY32 <= abs(near) < math.inf and (
+            whole is round or (near < value) is (whole is math.floor)
+        ):
+            return near
     form = _FORMATS.get(dtype)
     if form is None or value - value != 0.0:  # exact, infinite or NaN
         return value

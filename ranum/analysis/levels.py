@@ -88,7 +88,9 @@ class _Levels:
         if not defects:
             return [], []
         nodes = _cone(self._graph, defects)
-        start = {**self._intervals, **weight_ranges(self._graph, self._weights, level)}
+        read = {operand for node in nodes for operand in node.operands}
+        ranges = weight_ranges(self._graph, self._weights, level, only=read)
+        start = {**self._intervals, **ranges}
         whole = frozenset() if level == "initial" else self._whole
         found, known = find_defects(self._graph, start, nodes=nodes, whole=whole)
         if level != "initial":  # what needed its blocks will need them at the next level

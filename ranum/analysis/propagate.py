@@ -68,6 +68,7 @@ class Step:
         template: All arguments by name, in order; tensors are filled in.
         tensors: Names and value numbers of arguments that are tensors.
         lists: Names of arguments that hold tensors in lists.
+        upstream: Value numbers of those tensors that are gradients from behind.
         outputs: The values it makes.
         has_facts: Whether facts may narrow the first output.
     """
@@ -79,6 +80,7 @@ class Step:
     template: dict[str, Any]
     tensors: tuple[tuple[str, int], ...]
     lists: tuple[str, ...]
+    upstream: frozenset[int]
     outputs: tuple[Value | None, ...]
     has_facts: bool
 
@@ -107,6 +109,9 @@ def _step(graph: Graph, node: Node) -> Step:
         template=node.arguments,
         tensors=tuple(own),
         lists=tuple(lists),
+        upstream=frozenset(number for number in node.operands if _is_upstream(graph, number))
+        if node.phase == "backward"
+        else frozenset(),
         outputs=outputs,
         has_facts=not is_complex
         and facts.has_facts(node.op)
@@ -114,10 +119,19 @@ def _step(graph: Graph, node: Node) -> Step:
     )
 
 
+def _is_upstream(graph: Graph, number: int) -> bool:
+    """True for a gradient, which is bounded as it comes."""
+    value = graph.values[number]
+    return value.is_gradient and value.dtype.is_floating_point
+
+
 def _is_complex(graph: Graph, node: Node) -> bool:
     """True if a complex number goes in or comes out: of those only the size is bounded."""
-    numbers = (*node.operands, *node.outputs)
-    return any(number is not None and graph.values[number].dtype.is_complex for number in numbers)
+    values = graph.values
+    for number in (*node.operands, *node.outputs):
+        if number is not None and values[number].dtype.is_complex:
+            return True
+    return False
 
 
 def _holds_tensors(argument: Any) -> bool:
@@ -173,17 +187,20 @@ class Walk:
 
     def store(self, node: Node, outputs: Sequence[Interval]) -> None:
         """Takes up the outputs of a node."""
+        intervals = self.known.intervals
         for number, interval in zip(node.outputs, outputs, strict=True):
             if number is not None:
-                self.known.intervals[number] = interval
+                intervals[number] = interval
 
     # --- operands ---------------------------------------------------------------------------
 
     def operands(self, step: Step, clips: Clips | None = None) -> dict[str, Any]:
         """The node's arguments with intervals in place of tensors."""
         arguments = step.template.copy()
+        intervals, upstream = self.known.intervals, step.upstream
         for name, number in step.tensors:
-            arguments[name] = self.interval(number)
+            is_known = not upstream or number not in upstream
+            arguments[name] = intervals[number] if is_known else self.interval(number)
         for name in step.lists:
             arguments[name] = _mapped(arguments[name], self._interval_of)
         if clips is None:
@@ -212,11 +229,11 @@ class Walk:
 
     def interval(self, number: int) -> Interval:
         """The bounds of a value as an operator reads it."""
-        value = self.graph.values[number]
-        if not (value.is_gradient and value.dtype.is_floating_point):
+        if not _is_upstream(self.graph, number):
             return self.known.intervals[number]
         upstream = self._upstream.get(number)
         if upstream is None:
+            value = self.graph.values[number]
             upstream = Interval.full(-self._gradient, self._gradient, value.shape, value.dtype)
             self._upstream[number] = upstream
         return upstream

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -78,7 +78,11 @@ def _uses(graph: Graph) -> dict[int, set[str]]:
 
 
 def weight_ranges(
-    graph: Graph, weights: Weights, level: WeightLevel | float | None = None
+    graph: Graph,
+    weights: Weights,
+    level: WeightLevel | float | None = None,
+    *,
+    only: Collection[int] | None = None,
 ) -> dict[int, Interval]:
     """The interval of every parameter of the graph.
 
@@ -90,6 +94,7 @@ def weight_ranges(
         level: A level in place of the one in `weights`; ranges by name and those that were to
             stay "initial" stay. A number g here lets the others grow to g times their initial
             size.
+        only: Numbers of the values that are asked for; all parameters by default.
 
     Raises:
         ArgumentError: As `starting_ranges`.
@@ -102,18 +107,20 @@ def weight_ranges(
         _check_level(weights)
     ranges = {}
     for value in graph.leaves("parameter"):
+        if only is not None and value.index not in only:
+            continue
         chosen: Any = _lookup(value.name, named)
         if value.data is None:
             ranges[value.index] = Interval.top(value.shape, value.dtype)
         elif chosen is not None and not isinstance(chosen, str):
             ranges[value.index] = _from_pair(chosen, value)
         elif level is not None and chosen != "initial":
-            ranges[value.index] = _at_level(value, level, grown=True)
+            ranges[value.index] = _at_level(graph, value, level, grown=True)
         elif chosen is not None:
-            ranges[value.index] = _at_level(value, cast("WeightLevel", chosen))
+            ranges[value.index] = _at_level(graph, value, cast("WeightLevel", chosen))
         else:
             usual: Any = "envelope" if isinstance(weights, Mapping) else weights
-            ranges[value.index] = _at_level(value, usual)
+            ranges[value.index] = _at_level(graph, value, usual)
     return ranges
 
 
@@ -133,7 +140,9 @@ _LEVEL_WORDS: Mapping[WeightLevel, str] = {
 }
 
 
-def _at_level(value: Value, level: WeightLevel | float, *, grown: bool = False) -> Interval:
+def _at_level(
+    graph: Graph, value: Value, level: WeightLevel | float, *, grown: bool = False
+) -> Interval:
     """A parameter at a level, up to a number, or grown to so many times its initial size."""
     assert value.data is not None
     largest = torch.finfo(value.dtype).max
@@ -145,10 +154,20 @@ def _at_level(value: Value, level: WeightLevel | float, *, grown: bool = False) 
         reach = float(level)
     else:
         factor = level if isinstance(level, (int, float)) else ENVELOPE_FACTOR
-        lower, upper = finite_extremes(value.data)
-        reach = factor * max(SIZE_FLOOR, abs(lower), abs(upper))
+        reach = factor * _initial_size(graph, value)
     reach = min(reach, largest)
     return Interval.full(-reach, reach, value.shape, value.dtype)
+
+
+def _initial_size(graph: Graph, value: Value) -> float:
+    """Largest initial magnitude of a parameter, at least `SIZE_FLOOR`; looked for once."""
+    assert value.data is not None
+    key = ("initial size", value.index)
+    known = graph.derived.get(key)
+    if known is None or known[0] is not value.data:
+        lower, upper = finite_extremes(value.data)
+        known = graph.derived[key] = (value.data, max(SIZE_FLOOR, abs(lower), abs(upper)))
+    return float(known[1])
 
 
 def _check_level(weights: WeightLevel | float) -> None:

@@ -440,3 +440,33 @@ def test_what_carries_a_gradient_is_not_taken_for_numbers():
 def test_nearest_is_torch_s_own_rounding(dtype, value):
     expected = torch.tensor(value, dtype=torch.float64).to(dtype).item()
     assert round_nearest(value, dtype) == expected or math.isnan(value)
+
+
+# --- subnormal ends ------------------------------------------------------------------------
+
+TINY = torch.finfo(torch.float32).tiny
+
+
+@pytest.mark.parametrize("size", [3, 70_000])
+@pytest.mark.parametrize(
+    ("lowest", "highest"), [(-2.0, 3.0), (0.0, 3.0), (TINY, 3.0), (-3.0, 0.0), (-3.0, -TINY)]
+)
+def test_subnormal_ends_are_seen_wherever_they_are(lowest, highest, size):
+    bound = torch.full((size,), lowest)
+    bound[-1] = highest
+    wide = bound.clone()
+    wide[0] -= 1
+    wide[-1] += 1
+    assert Interval(bound, bound, (size,), torch.float32).has_normal_ends
+    assert Interval(wide, wide + 4, (size,), torch.float32).has_normal_ends
+    for part in (TINY / 2, -TINY / 2):
+        lost = bound.clone()
+        lost[1] = part
+        assert not Interval(lost, lost, (size,), torch.float32).has_normal_ends
+    low, high = wide.clone(), wide.clone() + 4
+    low[1], high[1] = TINY / 2, 4.0
+    assert not Interval(low, high, (size,), torch.float32).has_normal_ends
+    low[1], high[1] = -4.0, -TINY / 2
+    assert not Interval(low, high, (size,), torch.float32).has_normal_ends
+    low[1], high[1] = -TINY / 2, TINY / 2  # what may be lost of these is inside
+    assert Interval(low.clamp(max=0), high.clamp(min=0), (size,), torch.float32).has_normal_ends

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar
 
 import torch
@@ -101,6 +102,7 @@ def defect_rule(cls: type[DefectRule]) -> type[DefectRule]:
 # --- what rules ask ------------------------------------------------------------------------
 
 
+@cache
 def moderate(dtype: torch.dtype) -> float:
     """The size up to which operands count as ordinary.
 
@@ -111,6 +113,7 @@ def moderate(dtype: torch.dtype) -> float:
     return float(largest if largest < 1e6 else largest ** (1 / 16))
 
 
+@cache
 def smallest_positive(dtype: torch.dtype) -> float:
     """The smallest positive number of the dtype, subnormal."""
     info = torch.finfo(dtype)

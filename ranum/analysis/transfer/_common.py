@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -44,6 +45,7 @@ def broadcast_shapes(*shapes: Sequence[int]) -> tuple[int, ...]:
     return tuple(result)
 
 
+@cache
 def accumulator(dtype: torch.dtype) -> torch.dtype:
     """The type in which kernels add up elements of `dtype`."""
     if dtype in HALF_TYPES:
@@ -51,11 +53,13 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
     return dtype if dtype.is_floating_point else torch.float64
 
 
+@cache
 def largest(dtype: torch.dtype) -> float:
     """The largest finite number of a floating dtype."""
     return torch.finfo(dtype).max
 
 
+@cache
 def smallest(dtype: torch.dtype) -> float:
     """What underflow may lose, kernels that flush subnormal numbers to zero included."""
     return torch.finfo(dtype).smallest_normal
