@@ -98,16 +98,28 @@ def distance_backward(
     """Grad times (|d| / distance)^(p - 1), 0 where the distance is: at most 2 |grad| per pair.
 
     Both distances are made by the kernels that add up |d|^p: what they lose of a difference by
-    underflow is half of it at most. Nothing bounds the ratio for p < 1.
+    underflow is half of it at most. Nothing bounds the ratio for p < 1, and where |d|^p
+    overflows it can be Inf / Inf.
     """
     own = x if x1 is None else x1
     if own is None or not own.is_finite or (x2 is not None and not x2.is_finite):
         return None
-    if 0 < p < 1:
+    if 0 < p < 1 or not _is_far_from_overflow(own, own if x2 is None else x2, p):
         return None
     pairs = math.prod(grad.shape) or 1
     ratio = 1.0 if p in (0, 1, math.inf) else _RATIO
     return _symmetric(ratio * Box.native(grad.merged()).peak, pairs, own, grad.may_nan)
+
+
+def _is_far_from_overflow(a: Interval, b: Interval, p: float) -> bool:
+    """True if the sum of |d|^p over a row stays finite."""
+    reach = Box.native(a.merged()).peak + Box.native(b.merged()).peak
+    if p in (0, 1, math.inf):
+        return True
+    try:
+        return max(a.shape[-1], 1) * reach**p < largest(a.dtype) / 8
+    except OverflowError:
+        return False
 
 
 def _symmetric(size: float, count: int, like_x: Interval, may_nan: bool) -> Interval:
