@@ -68,11 +68,12 @@ def _cdist_forward(x1: Interval, x2: Interval, p: float, compute_mode: int | Non
     first, second = Box.of(x1).merged(), Box.of(x2).merged()
     difference = first - second
     row = Interval.full(0, difference.peak, (width,), torch.float64)
-    total = norm_of(row, float(p), (0,)).peak * (1 + 8 * sum_error(width + 8, first.dtype))
+    error = 8 * sum_error(width + 8, x1.dtype)  # half types keep the squares in half
+    total = norm_of(row, float(p), (0,)).peak * (1 + error)
     if p == 2:
         squares = width * (first.peak * first.peak + second.peak * second.peak)
-        total += math.sqrt(8 * sum_error(width + 8, first.dtype) * squares)
-        if not squares < largest(first.dtype) / 8:
+        total += math.sqrt(error * squares)
+        if not squares < largest(x1.dtype) / 8:
             return unknown(shape, x1)
     lost = difference.may_nan or not total * width < largest(x1.dtype) / 8
     return difference.constant(0.0, total).with_nan(lost).rounded().interval(shape, x1.dtype)
@@ -114,10 +115,12 @@ def distance_backward(
 def _is_far_from_overflow(a: Interval, b: Interval, p: float) -> bool:
     """True if the sum of |d|^p over a row stays finite."""
     reach = Box.native(a.merged()).peak + Box.native(b.merged()).peak
-    if p in (0, 1, math.inf):
+    if p in (0, 1):
         return True
+    if p == math.inf:
+        return reach < largest(a.dtype) / 8
     try:
-        return max(a.shape[-1], 1) * reach**p < largest(a.dtype) / 8
+        return bool(max(a.shape[-1], 1) * reach**p < largest(a.dtype) / 8)
     except OverflowError:
         return False
 
