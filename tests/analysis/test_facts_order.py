@@ -215,3 +215,16 @@ def test_a_guard_of_the_value_does_not_guard_the_gradient():
     (defect,) = analyze(step, torch.rand(4, 6)).defects
     assert defect.code == "RN106"
     assert defect.op == "div"
+
+
+def test_moments_of_equal_elements_are_below_zero_by_more_than_eps():
+    x = torch.linspace(25, 31.4, 500).unsqueeze(-1).expand(500, 3600).contiguous()
+    variance = (x * x).mean(-1) - x.mean(-1) ** 2
+    assert (variance + 1e-3).min() < 0
+    analysis = analyze(
+        lambda x: ((x * x).mean(-1) - x.mean(-1) ** 2 + 1e-3).rsqrt().sum(),
+        x[:4],
+        inputs={"x": (25.0, 31.4)},
+        backward=False,
+    )
+    assert [defect.code for defect in analysis.defects] == ["RN102"]

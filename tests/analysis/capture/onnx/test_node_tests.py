@@ -44,7 +44,6 @@ def test_a_sample_of_the_node_tests(names: list[str]) -> None:
     assert sum(outcome.checks for outcome in outcomes) > 1_000
 
 
-@pytest.mark.timeout(1500)
 @pytest.mark.slow  # 90 s
 @pytest.mark.timeout(1800)
 def test_all_node_tests(names: list[str]) -> None:
