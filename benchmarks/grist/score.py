@@ -21,6 +21,7 @@ class Score:
         false: Reported defects that are none, in words.
         unknown: Operators that could not be bounded.
         seconds: CPU time of the analysis, capture excluded.
+        placing: What of it was spent on the level of weights at which each defect occurs.
         operators: How many the graph has, forward and backward.
     """
 
@@ -30,6 +31,7 @@ class Score:
     false: tuple[str, ...]
     unknown: tuple[str, ...]
     seconds: float
+    placing: float
     operators: int
 
     @property
@@ -86,6 +88,7 @@ def score(case: Case, analysis: Any, flaws: Sequence[Flaw] | None = None) -> Sco
         false=tuple(false),
         unknown=unknown,
         seconds=analysis.analysis_seconds,
+        placing=analysis.placing_seconds,
         operators=len(analysis.graph.nodes),
     )
 

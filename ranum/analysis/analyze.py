@@ -137,7 +137,9 @@ def analyze(
         seen = None if scanned is None else scanned.seen
         start = starting_ranges(graph, inputs=inputs, weights=weights, seen=seen)
         found, propagation = find_defects(graph, start)
+        unplaced = time.process_time()
         defects = with_reach(graph, propagation.intervals, weights, found)
+        placed = time.process_time()
         advice, defects = find_advice(graph, propagation.intervals, defects)
     finished = time.process_time()
     context = Context(
@@ -168,6 +170,7 @@ def analyze(
         weights=describe_weights(weights),
         capture_seconds=captured - started,
         analysis_seconds=finished - captured,
+        placing_seconds=placed - unplaced,
         context=context,
     )
     if confirm:

@@ -269,6 +269,8 @@ class Analysis:
         weights: The weights asked for, in words: "up to 10 times their initial size".
         capture_seconds: CPU time of recording the step.
         analysis_seconds: CPU time of the analysis itself.
+        placing_seconds: What of it was spent on the level of weights at which each defect
+            occurs.
         context: The step that was analysed and its ranges.
     """
 
@@ -284,6 +286,7 @@ class Analysis:
     weights: str = "up to 10 times their initial size"
     capture_seconds: float = 0.0
     analysis_seconds: float = 0.0
+    placing_seconds: float = 0.0
     context: Context | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -306,6 +309,7 @@ class Analysis:
             "notes": list(self.notes),
             "capture_seconds": self.capture_seconds,
             "analysis_seconds": self.analysis_seconds,
+            "placing_seconds": self.placing_seconds,
         }
 
     def save(self, path: str | Path) -> Path:
