@@ -39,6 +39,22 @@ def test_the_growth_at_which_an_exponential_overflows(weights):
     assert defect.times[0] in "89"
 
 
+def test_placing_is_a_part_of_the_analysis():
+    analysis = analyze(Scale(), X)
+    assert 0 < analysis.placing_seconds < analysis.analysis_seconds
+    assert analysis.to_dict()["placing_seconds"] == analysis.placing_seconds
+
+
+def test_weights_that_changed_are_measured_again():
+    """The same step, analysed again after its weights were set anew."""
+    model = Scale()
+    first = only(analyze(model, X)).growth
+    with torch.no_grad():
+        model.weight.fill_(10.0)
+    second = only(analyze(model, X)).growth
+    assert second < 0.6 * first
+
+
 def test_initial_weights_that_already_overflow():
     defect = only(analyze(Scale(50.0), X))
     assert (defect.reach, defect.growth) == ("initial", None)
