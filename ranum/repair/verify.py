@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,8 @@ from ranum.analysis.interval import Interval
 from ranum.analysis.ranges import starting_ranges
 from ranum.analysis.result import Context, Defect, Witness
 from ranum.errors import RanumError
-from ranum.repair.patch import Edit, apply_edits
+from ranum.repair._splice import merge
+from ranum.repair.patch import Edit, apply_edits, edits_by_file
 
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
 """By how much results and gradients of the example batch may change, relative to the largest."""
@@ -109,6 +110,7 @@ def verify(
             problem=f"the patched program raises {type(error).__name__}: {error}",
             tolerance=tolerance,
         )
+    left = _as_before(left, edits)
     known = Counter(place(defect) for defect in before)
     new = []
     for defect in left:
@@ -127,6 +129,24 @@ def verify(
 def place(defect: Defect) -> Key:
     """What a defect is known by while the columns of its line change."""
     return defect.code, defect.op, defect.source.file, defect.source.line
+
+
+def _as_before(defects: Sequence[Defect], edits: Sequence[Edit]) -> list[Defect]:
+    """The same, on the lines that they have in the text without the edits."""
+    merged = {file: merge(*parts) for file, parts in edits_by_file(edits).items()}
+    texts = {edit.file: edit.text for edit in edits}
+    moved = []
+    for defect in defects:
+        source = defect.source
+        if source.file in merged and source.line > 0:
+            offset = merged[source.file].text.offset(source.line, 0)
+            offset = merged[source.file].original(offset, is_end=False)
+            if offset >= 0:
+                line = texts[source.file].line(offset)
+                end = source.end_line + line - source.line
+                source = replace(source, line=line, end_line=end)
+        moved.append(replace(defect, source=source))
+    return moved
 
 
 def _floats(context: Context) -> list[Tensor]:
@@ -162,11 +182,21 @@ def _results(context: Context) -> list[Tensor]:
         result = program.step(*program.arguments)
         found = [one.detach().clone() for one in tree_leaves(result) if isinstance(one, Tensor)]
         if program.backward and isinstance(result, Tensor) and result.requires_grad:
-            leaves = [one for one in program.parameters.values() if one.requires_grad]
-            if leaves:
-                gradients = torch.autograd.grad(result.sum(), leaves, allow_unused=True)
-                found += [one.detach() for one in gradients if one is not None]
+            found += _gradients(result, program.parameters.values())
     return found
+
+
+def _gradients(result: Tensor, tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Of a result with respect to tensors; none where the step went backward itself."""
+    leaves = [one for one in tensors if one.requires_grad]
+    if not leaves:
+        return []
+    found: tuple[Tensor | None, ...]
+    try:
+        found = torch.autograd.grad(result.sum(), leaves, allow_unused=True)
+    except RuntimeError:  # the graph is gone: the step ran its own backward pass
+        found = tuple(one.grad for one in leaves)
+    return [one.detach().clone() for one in found if one is not None]
 
 
 def _change(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
@@ -198,7 +228,5 @@ def _is_finite(context: Context, witness: Witness) -> bool:
         finite = all(bool(one.isfinite().all()) for one in parts)
         if finite and program.backward and isinstance(result, Tensor) and result.requires_grad:
             leaves = [*program.parameters.values(), *batch.values()]
-            leaves = [one for one in leaves if one.requires_grad]
-            gradients = torch.autograd.grad(result.sum(), leaves, allow_unused=True)
-            finite = all(one is None or bool(one.isfinite().all()) for one in gradients)
+            finite = all(bool(one.isfinite().all()) for one in _gradients(result, leaves))
     return finite

@@ -223,6 +223,38 @@ def test_the_file_decides_how_functions_are_called(tmp_path):
     assert "# keep this comment" in text
 
 
+def test_a_step_that_goes_backward_itself_is_verified():
+    def step(x: Tensor) -> Tensor:
+        loss = torch.log(F.softmax(MODEL(x), dim=1)).sum()
+        loss.backward()
+        return loss
+
+    try:
+        (cure,) = cures = ranum.fix(analysed(step, ()))
+        assert isinstance(cure, Rewrite)
+        assert cures.verify().is_clean
+    finally:
+        MODEL.zero_grad()
+
+
+def test_defects_on_later_lines_are_known_again_when_lines_go_away():
+    def step(x: Tensor) -> Tensor:
+        first = torch.log(
+            torch.sigmoid(
+                x,
+            )
+        )
+        return first.sum() + (1 / MODEL(x)).sum()
+
+    analysis = analysed(step, ())
+    cures = ranum.fix(analysis)
+    assert [type(one) for one in cures] == [Rewrite, Clip]
+    found = cures.verify()
+    assert found.new == ()
+    assert [defect.code for defect in found.remaining] == ["RN103"]
+    assert found.remaining[0].source.line == analysis.defects[1].source.line
+
+
 def test_what_is_said(capsys):
     cures = ranum.fix(analysed(log_of_softmax, ()))
     (cure,) = cures
