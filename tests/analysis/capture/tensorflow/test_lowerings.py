@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ranum.analysis.capture.tensorflow.lowerings import LOWERINGS
-from ranum.analysis.capture.tensorflow.trace import as_torch, traced
-from ranum.analysis.capture.tensorflow.values import to_array
+from ranum.analysis.capture.tensorflow.trace import traced
+from ranum.analysis.capture.tensorflow.values import as_torch, to_array
 
 from .operators import ROWS, Row, normal
 
