@@ -113,8 +113,8 @@ class Interval:
             if math.isnan(lower) or math.isnan(upper):
                 lower, upper, may_nan = -math.inf, math.inf, True
             return Interval.full(lower, upper, shape, dtype).with_nan(may_nan)
-        low = _ranked(torch.as_tensor(lower), len(shape)).to(dtype)
-        high = _ranked(torch.as_tensor(upper), len(shape)).to(dtype)
+        low = _into(dtype, _ranked(torch.as_tensor(lower), len(shape)))
+        high = _into(dtype, _ranked(torch.as_tensor(upper), len(shape)))
         if low.shape != high.shape:
             low, high = torch.broadcast_tensors(low, high)
         if low.numel() == 1 and not (low.requires_grad or high.requires_grad):
@@ -143,8 +143,7 @@ class Interval:
         """One pair of numbers for all elements, rounded outward into `dtype`."""
         low, high = round_down(lower, dtype), round_up(upper, dtype)
         if not dtype.is_floating_point:
-            whole: Callable[[Any], Any] = bool if dtype == torch.bool else int
-            low, high = whole(low), whole(high)
+            low, high = _whole(low, dtype), _whole(high, dtype)
         interval = Interval.uniform(low, high, tuple(shape), dtype)
         if device is not None and torch.device(device).type != "cpu":
             ones = (1,) * len(shape)
@@ -170,15 +169,19 @@ class Interval:
     def lower(self) -> Tensor:
         """Lower bounds, rank of `shape`, each dimension full or 1."""
         if self._lower is None:
-            self._lower = torch.full((1,) * len(self.shape), self._low, dtype=self.dtype)
+            self._lower = self._filled(self._low)
         return self._lower
 
     @property
     def upper(self) -> Tensor:
         """Upper bounds, same layout as `lower`."""
         if self._upper is None:
-            self._upper = torch.full((1,) * len(self.shape), self._high, dtype=self.dtype)
+            self._upper = self._filled(self._high)
         return self._upper
+
+    def _filled(self, bound: float) -> Tensor:
+        value = bound if self.dtype.is_floating_point else _whole(bound, self.dtype)
+        return torch.full((1,) * len(self.shape), value, dtype=self.dtype)
 
     @property
     def device(self) -> torch.device:
@@ -535,6 +538,23 @@ def _round(value: float, dtype: torch.dtype, whole: Callable[[float], float]) ->
     if rounded < -largest:
         return -largest if whole is math.ceil else -math.inf
     return rounded if rounded else 0.0 * value
+
+
+def _whole(number: float, dtype: torch.dtype) -> int:
+    """An integer bound inside its dtype; floats hold its ends only roughly."""
+    if dtype == torch.bool:
+        return bool(number)
+    limits = torch.iinfo(dtype)
+    return int(min(max(number, limits.min), limits.max))
+
+
+def _into(dtype: torch.dtype, bound: Tensor) -> Tensor:
+    """A bound in another dtype; what lies beyond an integer dtype becomes its nearer end."""
+    if dtype.is_floating_point or not bound.is_floating_point() or dtype == torch.bool:
+        return bound.to(dtype)
+    limits = torch.iinfo(dtype)
+    inside = bound.to(dtype).masked_fill(bound >= limits.max, limits.max)
+    return inside.masked_fill(bound <= limits.min, limits.min)
 
 
 def _ranked(bound: Tensor, rank: int) -> Tensor:

@@ -470,3 +470,23 @@ def test_subnormal_ends_are_seen_wherever_they_are(lowest, highest, size):
     assert not Interval(low, high, (size,), torch.float32).has_normal_ends
     low[1], high[1] = -TINY / 2, TINY / 2  # what may be lost of these is inside
     assert Interval(low.clamp(max=0), high.clamp(min=0), (size,), torch.float32).has_normal_ends
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])
+def test_the_ends_of_an_integer_dtype_stay_ends(dtype):
+    limits = torch.iinfo(dtype)
+    for interval in (
+        Interval.top((2,), dtype),
+        Interval.full(float(limits.min), float(limits.max), (2,), dtype),
+        Interval.full(-math.inf, math.inf, (2,), dtype),
+        Interval.uniform(float(limits.min), float(limits.max), (2,), dtype),
+        Interval.between(
+            torch.tensor([-math.inf, 0.0], dtype=torch.float64),
+            torch.tensor([float(limits.max), math.inf], dtype=torch.float64),
+            (2,),
+            dtype,
+        ),
+    ):
+        assert int(interval.upper.min()) == limits.max
+        assert int(interval.lower.min()) == limits.min
+        assert interval.contains(torch.tensor([0, limits.max], dtype=dtype))

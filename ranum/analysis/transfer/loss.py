@@ -66,7 +66,9 @@ def _nll(
         total = total if surely else total.with_zero()
     if reduction not in (MEAN, SUM):
         loss = loss.with_zero() if ignored else loss
-        return loss.interval(target.shape, x.dtype), _zero(x).interval((), x.dtype)
+        # Of a single sample torch gives its weight, where the total of a batch is left at 0.
+        one = loss.constant(1.0, 1.0) if weight is None else Box.native(weight).merged()
+        return loss.interval(target.shape, x.dtype), one.with_zero().interval((), x.dtype)
     summed = loss.times(count)
     summed = summed if surely else summed.with_zero()
     if reduction == SUM:

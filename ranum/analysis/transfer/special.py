@@ -198,9 +198,10 @@ def bessel_i1e(x: Interval) -> Interval:
     "special_scaled_modified_bessel_k0", "special_scaled_modified_bessel_k1",
 )  # fmt: skip
 def bessel_k(x: Interval) -> Interval:
-    """Falling from inf at 0 to 0; NaN below 0."""
+    """Falling from inf at 0 to 0; NaN below 0, and where torch's series is Inf times 0."""
     x = floating(x)
-    nan = x.may_nan or is_possible((x.lower < 0) | has_infinity(x))
+    tiny = 64 * torch.finfo(x.dtype).tiny
+    nan = x.may_nan or is_possible((x.lower < tiny) | has_infinity(x))
     return Interval.full(0.0, math.inf, x.shape, x.dtype).with_nan(nan)
 
 

@@ -69,10 +69,15 @@ def _adaptive_overlap(inner: Sequence[int], outer: Sequence[int]) -> int:
     )
 
 
+def _adaptive_dims(inner: Sequence[int], outer: Sequence[int]) -> int:
+    """How many dimensions are pooled: four of them may be `[N, C, H, W]` or `[C, D, H, W]`."""
+    return 3 if len(inner) == 5 or (len(inner) == 4 and inner[1] != outer[1]) else 2
+
+
 @transfer("adaptive_max_pool2d_backward", "adaptive_max_pool3d_backward", phase="backward")
 def adaptive_max_pool2d_backward(grad_output: Interval, x: Interval, indices: Interval) -> Interval:
     """The sum of the gradients of the windows that an element wins."""
-    spatial = 2 if len(x.shape) < 5 else 3
+    spatial = _adaptive_dims(x.shape, grad_output.shape)
     count = _adaptive_overlap(x.shape[-spatial:], grad_output.shape[-spatial:])
     return _scattered(grad_output, x.shape, spatial, count)
 
@@ -80,7 +85,7 @@ def adaptive_max_pool2d_backward(grad_output: Interval, x: Interval, indices: In
 @transfer("_adaptive_avg_pool2d_backward", "_adaptive_avg_pool3d_backward", phase="backward")
 def _adaptive_avg_pool2d_backward(grad_output: Interval, x: Interval) -> Interval:
     """The sum of grad / window size over the windows of an element."""
-    spatial = 2 if len(x.shape) < 5 else 3
+    spatial = _adaptive_dims(x.shape, grad_output.shape)
     inner, outer = x.shape[-spatial:], grad_output.shape[-spatial:]
     least = math.prod(max(i // o, 1) for i, o in zip(inner, outer, strict=True) if o)
     return _scattered(grad_output, x.shape, spatial, _adaptive_overlap(inner, outer), 1 / least)
