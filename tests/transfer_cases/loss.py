@@ -23,6 +23,7 @@ CASES = [
         for reduction in EACH
         for x, t, w, ignore in (
             (X, LABELS, None, -100),
+            (Arg((3,)), Arg((), low=0, high=2, dtype=torch.int64), WEIGHTS, -100),
             (Arg((4, 3)), KNOWN, WEIGHTS, -1),
             (Arg((4, 3)), Arg((4,), low=-1, high=2, dtype=torch.int64), Arg((3,)), -1),
         )

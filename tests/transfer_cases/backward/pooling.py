@@ -15,7 +15,7 @@ def _winners(op, *names):
     def make(a):
         arguments = [a[name] for name in names]
         if op.startswith("adaptive"):
-            arguments = [a["grad_output"].shape[-(a["x"].dim() - 2) :]]
+            arguments = [a["grad_output"].shape[-int(op[-2]) :]]
         return getattr(aten, op)(torch.nan_to_num(a["x"]), *arguments)[1]
 
     return derived(indices=make)
@@ -46,6 +46,12 @@ def _max_pool(dims, x, out, **window):
     )
 
 
+ADAPTIVE = (
+    (2, IMAGE, (2, 2, 3, 2)),
+    (3, VOLUME, (1, 2, 3, 1, 2)),
+    (3, Arg((2, 5, 4, 5)), (2, 3, 3, 2)),  # a volume without a batch
+)
+
 CASES = [
     _max_pool(2, IMAGE, (2, 2, 2, 2)),
     _max_pool(2, IMAGE, (2, 2, 4, 4), kernel_size=[3, 3], stride=[1, 1], padding=[1, 1]),
@@ -61,11 +67,11 @@ CASES = [
             constrain=_winners(f"adaptive_max_pool{dims}d"),
             dtypes=MIXED,
         )
-        for dims, x, out in ((2, IMAGE, (2, 2, 3, 2)), (3, VOLUME, (1, 2, 3, 1, 2)))
+        for dims, x, out in ADAPTIVE
     ),
     *(
         Case(f"_adaptive_avg_pool{dims}d_backward", {"grad_output": Arg(out), "x": x}, dtypes=MIXED)
-        for dims, x, out in ((2, IMAGE, (2, 2, 3, 2)), (3, VOLUME, (1, 2, 3, 1, 2)))
+        for dims, x, out in ADAPTIVE
     ),
     *(
         Case(

@@ -238,7 +238,7 @@ APPLICATIONS = {
     "MobileNetV3Small": 32,
     "DenseNet121": 32,
     "EfficientNetB0": 32,
-    "EfficientNetV2B0": 32,
+    "EfficientNetV2B0": 64,
     "ConvNeXtTiny": 32,
     "VGG16": 32,
     "NASNetMobile": 32,
