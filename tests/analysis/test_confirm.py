@@ -162,3 +162,43 @@ def test_random_draws_of_another_step_are_not_used():
     assert torch.equal(used[wanted[0]], drawn.double())
     ignored = Replay(context, wanted, [torch.rand(4)]).run(moved)
     assert torch.equal(ignored[wanted[0]], torch.full((3,), 0.5, dtype=torch.float64))
+
+
+def test_a_denominator_that_is_zero_for_one_number_only():
+    gain = nn.Parameter(torch.tensor(0.7))
+
+    def step(x: Tensor) -> Tensor:
+        return (x / (gain + 1e-7)).sum()
+
+    (defect,) = analyze(step, torch.rand(3), weights={"*": (-1, 1)}).defects
+    witness = confirm(defect)
+    assert witness is not None
+    (moved,) = witness.weights.values()
+    assert moved + 1e-7 == 0
+    assert moved != 0
+
+
+def test_behind_a_clamp_the_gradient_must_still_arrive():
+    level = nn.Parameter(torch.zeros(2))
+
+    def step(x: Tensor) -> Tensor:
+        return torch.sqrt(torch.exp(x * level.clamp(-110.0, 80.0))).sum()
+
+    defects = analyze(step, torch.ones(2), inputs={"x": (1, 1)}, weights=500.0).defects
+    (defect,) = [one for one in defects if one.op == "sqrt"]
+    witness = confirm(defect)
+    assert witness is not None
+    assert witness.outcome == "gradient not finite"
+
+
+def test_a_witness_moves_no_more_than_it_must():
+    net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4))
+
+    def step(x: Tensor) -> Tensor:
+        return torch.exp(net(x)).mean()
+
+    (defect,) = analyze(step, X, weights="anything").defects
+    witness = confirm(defect)
+    assert not witness.inputs
+    assert len(witness.weights) == 1
+    assert 88.7 < witness.operand[1] < 100

@@ -129,3 +129,32 @@ LOOKALIKES = {
 def test_a_lookalike_is_still_reported(name):
     analysis = analyze(lambda x: LOOKALIKES[name](x).sum(), torch.rand(4, 5), inputs={"x": RANGE})
     assert analysis.defects, analysis
+
+
+def trained(function):
+    """A training step: the function of a weight, at points where a root can be 0."""
+    weight = torch.nn.Parameter(torch.tensor([-1.0, 0.0, 1e-20]))
+    return (lambda x: function(x * weight).sum()), weight
+
+
+def test_relu_drops_the_infinite_gradient_of_its_root():
+    step, weight = trained(lambda x: torch.sqrt(torch.relu(x)))
+    step(torch.ones(3)).backward()
+    assert weight.grad.isfinite().all()
+    assert not analyze(step, torch.ones(3)).defects
+
+
+@pytest.mark.parametrize(
+    "unsafe",
+    [
+        lambda x: torch.sqrt(x.clamp(min=0)),  # the gradient of clamp passes at its end
+        lambda x: torch.sqrt(torch.relu(x) * 1e-30),  # 0 where relu is not, by underflow
+        lambda x: torch.sqrt(torch.relu(x) * x),  # the other factor has no mask
+    ],
+)
+def test_what_else_looks_like_a_root_of_relu_is_reported(unsafe):
+    step, weight = trained(unsafe)
+    step(torch.ones(3)).backward()
+    assert not weight.grad.isfinite().all()
+    (defect,) = analyze(step, torch.ones(3)).defects
+    assert (defect.code, defect.op) == ("RN106", "sqrt")

@@ -1,8 +1,8 @@
 """Quotients that are thrown away where their denominator is 0.
 
-masked_fill(x / d, d == 0, v) and where(d > 0, x / d, v) never show what x / 0 gave. The
-gradient of such a `where`, as autograd writes it, does: it divides by 0 as well, and is
-judged by itself.
+masked_fill(x / d, d == 0, v) and where(d > 0, x / d, v) never show what x / 0 gave, and neither
+does the gradient of sqrt(relu(x)), which relu drops where it is infinite. The gradient of such a
+`where`, as autograd writes it, does: it divides by 0 as well, and is judged by itself.
 """
 
 from __future__ import annotations
@@ -80,18 +80,24 @@ def _multiplies(graph: Graph, reader: Node, output: int) -> bool:
 def _vanishes_only_with(graph: Graph, denominator: int, tested: int) -> bool:
     """True if the denominator is 0 only where the tested value is.
 
-    Of the value itself; of a multiple of it; and of a power of a p-norm up to p - 1, which in
-    float32 and float64 does not underflow: the norm is not below the p-th root of the
-    smallest number.
+    Of the value itself; of a multiple or a root of it; and of a power of a p-norm up to
+    p - 1, which in float32 and float64 does not underflow: the norm is not below the p-th
+    root of the smallest number.
     """
     if denominator == tested:
         return True
     node = graph.producer(denominator)
-    if node is None or operand_of(graph, node, "x") != tested:
+    x = None if node is None else operand_of(graph, node, "x")
+    if node is None or x is None:
         return False
+    if node.op == "sqrt":
+        return _vanishes_only_with(graph, x, tested)
     if node.op == "mul":
         factor = node.arguments["other"]
-        return isinstance(factor, (int, float)) and abs(factor) >= 1
+        is_larger = isinstance(factor, (int, float)) and abs(factor) >= 1
+        return is_larger and _vanishes_only_with(graph, x, tested)
+    if x != tested:
+        return False
     exponent = node.arguments.get("exponent") if node.op == "pow" else None
     norm = made_by(graph, tested, "linalg_vector_norm", "norm", through=SAME_ELEMENTS)
     if norm is None or not isinstance(exponent, (int, float)):
@@ -115,6 +121,12 @@ def _guarded(graph: Graph, reader: Node) -> tuple[int, int, Any] | None:
         if tested is None or not tested[1]:
             return None
         return arguments["x"].value, tested[0], arguments["value"]
+    if reader.op == "threshold_backward":  # of relu: no gradient where its result is 0
+        result = operand_of(graph, reader, "x")
+        upstream = arguments["grad_output"]
+        if result is None or not isinstance(upstream, Ref) or arguments["threshold"] < 0:
+            return None
+        return upstream.value, result, 0.0
     tested = _tested(graph, arguments.get("condition")) if reader.op == "where" else None
     if tested is None:
         return None
