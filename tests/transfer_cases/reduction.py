@@ -91,6 +91,7 @@ CASES = [
         for ord in (math.inf, -math.inf, -1)
     ),
     Case("linalg_vector_norm", {"x": LONG, "ord": 2, "dim": [1]}),
+    Case("linalg_vector_norm", {"x": Arg((N, 1)), "ord": 2, "dim": [1]}),
     Case("norm", {"x": X, "p": 2}),
     Case("norm", {"x": X, "p": 3, "dim": [1], "keepdim": True}),
     Case("logsumexp", {"x": X, "dim": [1]}),

@@ -74,10 +74,10 @@ def norm_of(x: Interval, p: float, dims: Sequence[int]) -> Box:
     total = powers.sum(full, repeats=count / math.prod(x.shape[d] for d in full), terms=count)
     if p in (0.0, 1.0):
         return total
-    slack = 32 * max(1.0, 1 / p)
-    return Box(total.lower ** (1 / p), total.upper ** (1 / p), size.dtype, total.may_nan).rounded(
-        slack
-    )
+    root = Box(total.lower ** (1 / p), total.upper ** (1 / p), size.dtype, total.may_nan)
+    root = root.rounded(32 * max(1.0, 1 / p))
+    # Of a single number torch takes the size, which neither underflows nor overflows.
+    return root.hull(size) if count == 1 else root
 
 
 @transfer("norm")
