@@ -109,7 +109,11 @@ def distance_backward(
         return None
     pairs = math.prod(grad.shape) or 1
     ratio = 1.0 if p in (0, 1, math.inf) else _RATIO
-    return _symmetric(ratio * Box.native(grad.merged()).peak, pairs, own, grad.may_nan)
+    shape = own.shape
+    if x2 is not None and 0 not in (*x2.shape, *grad.shape):  # of nothing torch takes that of x1
+        shape = (*broadcast_shapes(own.shape[:-2], x2.shape[:-2]), *own.shape[-2:])
+    size = ratio * Box.native(grad.merged()).peak
+    return _symmetric(size, pairs, Interval.top(shape, own.dtype), grad.may_nan)
 
 
 def _is_far_from_overflow(a: Interval, b: Interval, p: float) -> bool:

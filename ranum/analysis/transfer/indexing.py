@@ -108,6 +108,8 @@ def index_select(x: Interval, dim: int, index: Interval) -> Interval:
 @transfer("gather")
 def gather(x: Interval, dim: int, index: Interval, sparse_grad: bool = False) -> Interval:
     """Elements at given positions along one dimension, the same place in the others."""
+    if len(index.shape) != len(x.shape) and 0 in index.shape:  # torch lets nothing pass anyhow
+        return Interval.full(0, 0, index.shape, x.dtype)
     if x.shape == () or index.shape == ():
         return _reshaped_hull(x, index.shape)
     if index.is_point and (x.is_point or x.lower.shape[dim] > 1):
