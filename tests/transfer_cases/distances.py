@@ -43,6 +43,14 @@ CASES = [
         )
         for p in NORMS[2:]
     ],
+    Case(
+        "_cdist_backward",
+        {"grad": Arg((2, 4, 2), low=-1, high=1), "x1": X, "x2": Arg((2, 2, 3)), "p": 2.0}
+        | {"cdist": Arg((2, 4, 2))},
+        oracle=cdist_backward,
+        dtypes=FULL,
+        unbounded=True,
+    ),
     *[Case("dist", {"x": X, "other": ROW, "p": p}) for p in (1.0, 2.0, 3.0, math.inf)],
     Case(
         "_trilinear",

@@ -109,8 +109,8 @@ def distance_backward(
         return None
     pairs = math.prod(grad.shape) or 1
     ratio = 1.0 if p in (0, 1, math.inf) else _RATIO
-    shape = own.shape
-    if x2 is not None and 0 not in (*x2.shape, *grad.shape):  # of nothing torch takes that of x1
+    shape = own.shape  # also where x2 is empty, whatever its batch
+    if x2 is not None and 0 not in (*x2.shape, *grad.shape):
         shape = (*broadcast_shapes(own.shape[:-2], x2.shape[:-2]), *own.shape[-2:])
     size = ratio * Box.native(grad.merged()).peak
     return _symmetric(size, pairs, Interval.top(shape, own.dtype), grad.may_nan)

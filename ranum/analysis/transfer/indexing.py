@@ -108,7 +108,7 @@ def index_select(x: Interval, dim: int, index: Interval) -> Interval:
 @transfer("gather")
 def gather(x: Interval, dim: int, index: Interval, sparse_grad: bool = False) -> Interval:
     """Elements at given positions along one dimension, the same place in the others."""
-    if len(index.shape) != len(x.shape) and 0 in index.shape:  # torch lets nothing pass anyhow
+    if len(index.shape) != len(x.shape) and 0 in index.shape:  # torch allows it
         return Interval.full(0, 0, index.shape, x.dtype)
     if x.shape == () or index.shape == ():
         return _reshaped_hull(x, index.shape)
