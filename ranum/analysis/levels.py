@@ -87,7 +87,7 @@ class _Levels:
         """Those that occur with weights at a level, and the others."""
         if not defects:
             return [], []
-        nodes = _cone(self._graph, defects)
+        nodes = cone(self._graph, defects)
         read = {operand for node in nodes for operand in node.operands}
         ranges = weight_ranges(self._graph, self._weights, level, only=read)
         start = {**self._intervals, **ranges}
@@ -104,7 +104,7 @@ def _key(defect: Defect) -> tuple[object, ...]:
     return (defect.code, defect.op, defect.source)
 
 
-def _cone(graph: Graph, defects: Sequence[Defect]) -> list[Node]:
+def cone(graph: Graph, defects: Sequence[Defect]) -> list[Node]:
     """What defects depend on.
 
     That is: their operators, as often as their expression ran, with their backward

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 import ranum
 from ranum.analysis import analyze
 from ranum.errors import ArgumentError
-from ranum.repair.clipping import GRADIENT_HEADROOM, smallest_clip
+from ranum.repair._clamps import GRADIENT_HEADROOM
+from ranum.repair.clipping import smallest_clip
 
 torch.manual_seed(0)
 MODEL = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
