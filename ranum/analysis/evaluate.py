@@ -93,11 +93,21 @@ def double(data: Tensor) -> Tensor:
 
 
 def flushed(x: Tensor) -> Tensor:
-    """The tensor with 0 in place of subnormal numbers; itself if it holds none."""
+    """The tensor with 0 in place of subnormal numbers; NaN and infinities stay."""
     if not x.is_floating_point() or x.dtype == torch.float64:
         return x
-    subnormal = (x.abs() < torch.finfo(x.dtype).tiny) & (x != 0)
-    return x.masked_fill(subnormal, 0.0) if bool(subnormal.any()) else x
+    return torch.hardshrink(x, _largest_subnormal(x.dtype))
+
+
+def flush_(x: Tensor) -> None:
+    """The same in place."""
+    if x.is_floating_point() and x.dtype != torch.float64:
+        torch.ops.aten.hardshrink.out(x, _largest_subnormal(x.dtype), out=x)
+
+
+def _largest_subnormal(dtype: torch.dtype) -> float:
+    limits = torch.finfo(dtype)
+    return limits.tiny * (1.0 - limits.eps)
 
 
 def run_node(node: Node, arguments: Mapping[str, Any], *, wide: bool = True) -> Any:

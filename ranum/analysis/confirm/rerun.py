@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ranum._dispatch import DispatchMode
 from ranum.analysis.capture.overload import overload
-from ranum.analysis.evaluate import flushed
+from ranum.analysis.evaluate import flush_
 from ranum.analysis.result import Context, Defect
 from ranum.source import user_source
 
@@ -119,7 +119,7 @@ class _Probe(DispatchMode):
         """Runs the operator and looks at the one that matters."""
         result = func(*args, **(kwargs or {}))
         if self._flushes and not func.is_view:
-            tree_map_only(Tensor, _flush, result)
+            tree_map_only(Tensor, flush_, result)
         known = overload(func)
         if self._draws is not None and known.is_random:
             self._draws += [one.detach().clone() for one in tree_leaves(result)[:1]]
@@ -163,13 +163,6 @@ class _Probe(DispatchMode):
         """An operator fails by itself only if what it was given was in order."""
         bad = operand.isnan() if self._has_infinite_operand else ~operand.isfinite()
         return not bool(bad.any())
-
-
-def _flush(output: Tensor) -> None:
-    """Subnormal numbers become 0, as where the step's own framework runs."""
-    changed = flushed(output)
-    if changed is not output:
-        output.copy_(changed)
 
 
 def _not_finite(output: Tensor) -> str | None:

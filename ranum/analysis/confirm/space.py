@@ -155,6 +155,18 @@ class Space:
         """A point made variable by variable."""
         return {one.number: fill(one) for one in chosen}
 
+    def stretched(self, point: Point, times: float) -> Point:
+        """So many times as far from the recorded point, as far as the ranges let it."""
+        if times == 1.0:
+            return point
+        known = {one.number: one for one in self.variables}
+        return {
+            number: known[number].within(known[number].recorded.lerp(tensor, times))
+            if number in known
+            else tensor
+            for number, tensor in point.items()
+        }
+
     def tensors(self, point: Point) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Inputs and weights by name in their own dtype: those that differ from the recorded."""
         inputs = {one.name: point[one.number] for one in self.choices if one.number in point}

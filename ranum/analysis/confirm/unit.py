@@ -30,6 +30,9 @@ DRAWS = 30
 """Random points tried without a gradient, as the last resort."""
 DEARER = 16
 """Times the cost of the nearest weights beyond which inputs are tried after them."""
+MARGINS = (1.0, 1.02, 1.2, 1.5, 2.0, 4.0)
+"""Times as far as the nearest failing point of the graph, for which the user's code is tried:
+its rounding and its random numbers are others."""
 NEAREST = 2
 """Weights nearest to the operator that are tried before all: a layer's matrix and its bias."""
 
@@ -252,11 +255,13 @@ class _Hunt:
             )
 
     def _minimized(self, point: Point) -> Point:
-        """By the graph, which is quick, if the user's code agrees in the end; else by that."""
+        """By the graph, which is quick, and then as much further as the user's code needs."""
         smaller = minimized(self._space, point, self._would_fail, self._budget)
-        if self._fails(smaller):
-            return smaller
-        return minimized(self._space, point, self._fails, self._budget)
+        for stretch in MARGINS:
+            further = self._space.stretched(smaller, stretch)
+            if self._fails(further):
+                return further
+        return point
 
     def _would_fail(self, point: Point) -> bool:
         if any(one.number in point for one in self._space.choices):
