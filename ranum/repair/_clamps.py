@@ -25,7 +25,8 @@ def clamp_bounds(defect: Defect, context: Context) -> tuple[float | None, float 
         return None
     dtype = defect.bounds.dtype
     low, high = defect.safe or (defect.bounds.low, defect.bounds.high)
-    largest = torch.finfo(dtype).max
+    largest, tiny = torch.finfo(dtype).max, torch.finfo(dtype).smallest_normal
+    low = tiny if 0 < low < tiny else low  # subnormal numbers are 0 on much hardware
     if low > high or low > largest or high < -largest:
         return None
     trial = _Trial(defect, context)
@@ -63,7 +64,7 @@ def _loosest(
         found = _loosest_lower(holds, max(lower or 0.0, 0.0), upper, defect.bounds.dtype)
     if found is None and upper is not None:
         found = _loosest_upper(holds, lower, upper)
-    if found is None and defect.gradient_only:
+    if found is None and (defect.gradient_only or (lower, upper) == (-1.0, 1.0)):
         found = _inner(holds, defect)
     return found
 
@@ -174,9 +175,9 @@ class _Trial:
 
 
 def readable(value: float, towards: Callable[[float], int]) -> float:
-    """Two significant digits, rounded towards the inside of the clamp."""
+    """Two significant digits, between 1/2 and 1 seven, rounded towards the inside of the clamp."""
     if value == 0 or not math.isfinite(value):
         return value
-    exponent = math.floor(math.log10(abs(value))) - 1
+    exponent = math.floor(math.log10(abs(value))) - (6 if 0.5 < abs(value) < 1 else 1)
     digits = towards(value / 10.0**exponent)
     return float(f"{digits}e{exponent}")

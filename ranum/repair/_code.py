@@ -5,14 +5,15 @@ from __future__ import annotations
 import ast
 from types import ModuleType
 
-from ranum.analysis.graph import Node
+from ranum.analysis.graph import Graph, Node
 from ranum.errors import PatchError
+from ranum.repair._library import library, spelled
 from ranum.repair._operand import Expression, Names, find_expression, find_operand, span
+from ranum.repair._places import placed
 from ranum.repair._splice import Text
 from ranum.source import Source
 
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
-_HOMES = {"F": "torch.nn.functional", "torch": "torch"}
 
 
 class Code:
@@ -22,13 +23,27 @@ class Code:
 
     Attributes:
         anchor: The expression that is to be replaced.
+        library: What it is written in.
     """
 
-    def __init__(self, tree: ast.Module, text: Text, source: Source) -> None:
+    def __init__(
+        self,
+        tree: ast.Module,
+        text: Text,
+        source: Source,
+        *,
+        graph: Graph | None = None,
+        may_move: bool = False,
+    ) -> None:
         self._tree = tree
         self._text = text
         self._names = Names(tree, source.file)
+        self._may_move = may_move
+        self._graph = graph
+        self._followed: list[ast.Assign] = []
+        self._moved: list[ast.expr] = []
         self.anchor = find_expression(tree, text, source)
+        self.library = library(self._names, self.anchor, is_graph=bool(source.node))
         self._scope = self._enclosing(self.anchor)
 
     def text(self, node: ast.AST) -> str:
@@ -38,12 +53,15 @@ class Code:
 
     def expression(self, node: Node) -> Expression:
         """The expression that an operator of the graph ran in."""
-        return find_expression(self._tree, self._text, node.source)
+        return find_expression(self._tree, self._text, self._source(node))
+
+    def _source(self, node: Node) -> Source:
+        return node.source if self._graph is None else placed(self._graph, node)
 
     def operand(self, node: Node, argument: int = 0) -> ast.expr:
         """What the user wrote for an operand of an operator of the graph."""
-        found = find_operand(self._tree, self._text, node.source, node.op, argument)
-        return found.node
+        source = self._source(node)
+        return find_operand(self._tree, self._text, source, node.op, argument).node
 
     def side(self, node: Node, *, right: bool) -> ast.expr:
         """One side of a sum or difference."""
@@ -89,8 +107,46 @@ class Code:
                 break
             if self._place(assigned[0]) > self._place(written):
                 break
+            self._followed.append(assigned[0])
             written = assigned[0].value
         return written
+
+    def unread(self) -> tuple[ast.stmt, ...]:
+        """The assignments that were looked through, and whose names only the anchor read.
+
+        Raises:
+            PatchError: If something was to be moved out of an assignment that must stay.
+        """
+        found: list[ast.stmt] = []
+        for statement in self._followed:
+            name = statement.targets[0]
+            assert isinstance(name, ast.Name)
+            own = [self.anchor, *found]
+            reads = [
+                part
+                for part in ast.walk(self._scope)
+                if isinstance(part, ast.Name)
+                and part.id == name.id
+                and isinstance(part.ctx, ast.Load)
+                and not any(self._is_within(part, one) for one in own)
+            ]
+            is_local = isinstance(self._scope, (ast.FunctionDef, ast.AsyncFunctionDef))
+            if is_local and not reads and not self._is_shared(name.id) and statement not in found:
+                found.append(statement)
+        for part in self._moved:
+            if not any(self._is_within(part, statement) for statement in found):
+                raise PatchError(f"`{self.text(part)}` would be computed twice.")
+        return tuple(found)
+
+    def _is_shared(self, name: str) -> bool:
+        """True if a function declares the name as one of a scope around it."""
+        return any(
+            isinstance(part, (ast.Global, ast.Nonlocal)) and name in part.names
+            for part in ast.walk(self._tree)
+        )
+
+    def _is_within(self, inner: ast.AST, outer: ast.AST) -> bool:
+        return any(part is inner for part in ast.walk(outer))
 
     def words(self, node: ast.expr) -> str:
         """A part of the code, to be written again in the new expression.
@@ -106,7 +162,9 @@ class Code:
         if self._enclosing(node) is not self._scope:
             raise PatchError(f"`{shown}` stands in another function.")
         if any(isinstance(part, (ast.Call, ast.Await, ast.NamedExpr)) for part in ast.walk(node)):
-            raise PatchError(f"`{shown}` would be computed twice; give it a name first.")
+            if not self._may_move:
+                raise PatchError(f"`{shown}` would be computed twice; give it a name first.")
+            self._moved.append(node)
         used = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
         kept = {ast.unparse(part) for part in ast.walk(node) if isinstance(part, ast.Attribute)}
         for part in ast.walk(self._scope):
@@ -117,20 +175,19 @@ class Code:
                 raise PatchError(f"`{shown}` is changed after it was used.")
         return shown
 
-    def function(self, module: str, name: str) -> str:
-        """How this file would call a function of "torch" or "F": "torch.log_softmax".
+    def function(self, name: str) -> str:
+        """How this file would call a function: "torch.log_softmax", "tf.nn.log_softmax".
 
         Raises:
             PatchError: If the file has no name for the library.
         """
-        home = _HOMES[module]
-        for alias, meaning in self._names.modules():
-            if meaning == home:
-                return f"{alias}.{name}"
-        for alias, meaning in self._names.modules():
-            if home.startswith(meaning + "."):
-                return f"{alias}.{home.removeprefix(meaning + '.')}.{name}"
-        raise PatchError(f"the file has no name for {home}; import it.")
+        return spelled(self._names, self.library, name)
+
+    def call(self, name: str, *operands: ast.expr | str, axis: object = None) -> str:
+        """A call of a function, with what the user wrote as operands."""
+        words = [one if isinstance(one, str) else self.words(one) for one in operands]
+        words += [] if axis is None else [str(axis)]
+        return f"{self.function(name)}({', '.join(words)})"
 
     def renamed(self, call: Expression, old: str, new: str) -> str | None:
         """The call with another function of the same library, or method, in place of its own."""
@@ -140,7 +197,8 @@ class Code:
         if call.func.attr != old:
             return None
         is_library = self._names.is_namespace(owner)
-        if is_library and not isinstance(self._names.resolve(owner), ModuleType):
+        home = self._names.resolve(owner)
+        if is_library and not (isinstance(home, ModuleType) and hasattr(home, new)):
             return None
         self._all_words(call)
         start, end = span(call, self._text)
@@ -153,12 +211,14 @@ class Code:
         start, end = span(whole, self._text)
         inner_start, inner_end = span(part, self._text)
         before, after = self._text.part(start, inner_start), self._text.part(inner_end, end)
+        if isinstance(whole, ast.Subscript) and whole.value is part:
+            new = bracketed(new)
         return before + new + after
 
-    def is_inside(self, node: ast.expr) -> bool:
-        """True for a part of the anchor."""
+    def is_inside(self, node: Expression, outer: ast.expr) -> bool:
+        """True for a part of another expression."""
         start, end = span(node, self._text)
-        own_start, own_end = span(self.anchor, self._text)
+        own_start, own_end = span(outer, self._text)
         return own_start <= start and end <= own_end
 
     def _all_words(self, call: ast.Call) -> None:

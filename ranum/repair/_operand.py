@@ -19,6 +19,7 @@ Expression = ast.expr | ast.AugAssign
 _SPELLINGS: dict[str, frozenset[str]] = {
     "_log_softmax": frozenset({"cross_entropy"}),
     "abs": frozenset({"absolute"}),
+    "amax": frozenset({"reduce_max", "max"}),
     "acos": frozenset({"arccos"}),
     "acosh": frozenset({"arccosh"}),
     "asin": frozenset({"arcsin"}),
@@ -26,11 +27,14 @@ _SPELLINGS: dict[str, frozenset[str]] = {
     "atanh": frozenset({"arctanh"}),
     "div": frozenset({"divide", "true_divide", "truediv"}),
     "linalg_vector_norm": frozenset({"norm", "vector_norm"}),
+    "mean": frozenset({"reduce_mean"}),
     "mul": frozenset({"multiply"}),
     "neg": frozenset({"negative"}),
     "pow": frozenset({"square"}),
+    "reshape": frozenset({"view", "unsqueeze", "squeeze", "flatten", "expand_dims"}),
     "sigmoid": frozenset({"expit"}),
     "sub": frozenset({"subtract"}),
+    "sum": frozenset({"reduce_sum"}),
 }
 """Function and method names, besides its own, under which a user reaches an operator."""
 
@@ -45,7 +49,10 @@ _SYMBOLS: dict[type[ast.AST], dict[str, tuple[int, int]]] = {
 }
 """Operators behind a symbol; for each, the side (0 left, 1 right) of its two arguments."""
 
-_KEYWORDS = (("input", "x", "self"), ("other", "exponent", "target"))
+_KEYWORDS = (
+    ("input", "x", "self", "logits", "input_tensor", "x1"),
+    ("other", "exponent", "target", "y", "x2"),
+)
 """Keyword names of the first and second argument."""
 
 _TENSOR_LIKE = (
@@ -144,6 +151,18 @@ def find_operand(tree: ast.AST, text: Text, source: Source, op: str, argument: i
     return found[0]
 
 
+def is_spelled(node: Expression, op: str, names: Names) -> bool:
+    """True if an expression is written as an operator on tensors."""
+    if isinstance(node, ast.Call):
+        return names.spelled(node.func, op) is not None
+    if isinstance(node, ast.UnaryOp):
+        return op == "neg" and isinstance(node.op, ast.USub) and not names.is_number(node)
+    if isinstance(node, (ast.BinOp, ast.AugAssign)):
+        is_number = isinstance(node, ast.BinOp) and names.is_number(node)
+        return op in _SYMBOLS.get(type(node.op), {}) and not is_number
+    return False
+
+
 def _not_here(source: Source) -> str:
     columns = f", columns {source.column}-{source.end_column}," if source.column >= 0 else ""
     return (
@@ -175,6 +194,8 @@ def _operand(
             raise PatchError(_not_spelled(expression, op, source))
         node = _argument(expression, argument, names)
         overwritten = argument == 0 and written.endswith("_")
+    elif isinstance(expression, ast.UnaryOp) and is_spelled(expression, op, names):
+        node = expression.operand if argument == 0 else None
     elif isinstance(expression, (ast.BinOp, ast.AugAssign)):
         sides = _SYMBOLS.get(type(expression.op), {}).get(op)
         if sides is None:
@@ -279,6 +300,10 @@ class Names:
         for value in self._assigned.get(name, ()) if depth else ():
             yield from self._meanings(value, depth - 1)
 
+    def home(self, name: str) -> str:
+        """The dotted path of what a name was imported from; "" if it was not."""
+        return self._paths.get(name, "")
+
     def modules(self) -> Iterator[tuple[str, str]]:
         """Names that the file uses for modules, and what the modules are called."""
         for name in self._imported:
@@ -323,7 +348,9 @@ class Names:
             return self._live.get(node.id)
         if isinstance(node, ast.Attribute):
             owner = self.resolve(node.value)
-            if isinstance(owner, (ModuleType, type)):
+            if isinstance(owner, ModuleType):
+                return getattr(owner, node.attr, None)  # some are made when they are asked for
+            if isinstance(owner, type):
                 return vars(owner).get(node.attr)
         return None
 

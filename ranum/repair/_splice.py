@@ -93,8 +93,9 @@ class Merged:
 
     def original(self, offset: int, *, is_end: bool) -> int:
         """The offset in the original text of an offset in the new one; -1 if it has none."""
-        for start, end, old_start, _, is_copy in self.runs:
-            if is_copy and start <= offset <= end:
+        copies = [run[:3] for run in self.runs if run[-1]]
+        for start, end, old_start in copies if is_end else reversed(copies):
+            if start <= offset <= end:
                 return old_start + offset - start
         for start, end, old_start, old_end, _ in self.runs:
             if offset == (end if is_end else start):

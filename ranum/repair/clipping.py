@@ -225,14 +225,17 @@ def _rewriting(
     *,
     together: bool = False,
 ) -> Rewrite | None:
-    """The first rewriting that passes, alone or together with those chosen; None if none does."""
+    """The rewriting that cures most, alone or together with those chosen; None if none passes."""
     context = defect.context
     if context is None:
         return None
     others = [one.edit for one in chosen if one.edit is not None] if together else []
+    best: Rewrite | None = None
+    tried: set[str] = set()
     for proposal in proposals(defect):
-        if not _fits(proposal.edit, chosen):
+        if str(proposal.edit) in tried or not _fits(proposal.edit, chosen):
             continue
+        tried.add(str(proposal.edit))
         witnesses = [] if defect.witness is None else [defect.witness]
         found = verify(context, [*others, proposal.edit], analysis.defects, witnesses)
         cures = _cured(analysis, defect, proposal, found)
@@ -240,14 +243,17 @@ def _rewriting(
         only_others_fail = found.is_finite is False and bool(found.remaining)
         clean = replace(found, is_finite=None) if only_others_fail else found
         if any(one is defect for one in cures) and clean.is_clean:
-            return Rewrite(
-                defect=defect,
-                edit=proposal.edit,
-                why=proposal.why,
-                cures=(defect,) if together else cures,
-                verification=found,
-            )
-    return None
+            if best is None or len(cures) > len(best.cures):
+                best = Rewrite(
+                    defect=defect,
+                    edit=proposal.edit,
+                    why=proposal.why,
+                    cures=cures,
+                    verification=found,
+                )
+            if together or not found.remaining:
+                break
+    return replace(best, cures=(defect,)) if together and best is not None else best
 
 
 def _cured(

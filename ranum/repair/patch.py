@@ -26,11 +26,14 @@ import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
+from ranum.analysis.graph import Graph
 from ranum.errors import ArgumentError, PatchError
 from ranum.repair import _codeswap
 from ranum.repair._code import Code
+from ranum.repair._library import library, spelled
 from ranum.repair._operand import (
     Expression,
+    Names,
     NotHereError,
     find_expression,
     find_operand,
@@ -59,6 +62,9 @@ class Edit:
         file: Absolute path, or the name of a notebook cell.
         old: The expression as it stands.
         new: The expression with the change.
+        text: The file's text that the edit was made for.
+        splice: What is put where.
+        removed: Lines that assign what nobody reads any more.
     """
 
     source: Source
@@ -67,6 +73,7 @@ class Edit:
     new: str
     text: Text = field(repr=False)
     splice: Splice = field(repr=False)
+    removed: tuple[Splice, ...] = field(default=(), repr=False)
 
     def diff(self, root: str | os.PathLike[str] | None = None) -> str:
         """The edit as a unified diff for `git apply` or `patch -p1`.
@@ -182,11 +189,20 @@ def clip_edit(
 
     def edit_in(tree: ast.Module, text: Text) -> _Change:
         operand = find_operand(tree, text, source, op, argument)
+        names = Names(tree, source.file)
+        written = library(names, operand.expression, is_graph=bool(source.node))
+        start, end = span(operand.node, text)
+        if written != "torch":
+            function, limits = _limits(lower, upper)
+            before, after = f"{spelled(names, written, function)}(", f", {limits})"
+            clipped = ast.parse(f"{before}_{after}", mode="eval").body
+            _replace(clipped, "_", operand.node)
+            splices = [Splice(start, end, before=before, after=after)]
+            return _Change(operand.expression, operand.node, clipped, splices)
         method = "clamp_" if operand.is_overwritten else "clamp"
         after = f".{method}({', '.join(bounds)})"
         clipped = ast.parse(f"_{after}", mode="eval").body
         _replace(clipped, "_", operand.node)
-        start, end = span(operand.node, text)
         splices = [
             Splice(start, end, after=after),
             Splice(start, end, before="(", after=")" + after),
@@ -235,28 +251,39 @@ def rewrite_edit(source: Source, new_expression: str) -> Edit:
     return _edit(source, edit_in)
 
 
-def derived_edit(source: Source, write: Callable[[Code], str]) -> Edit:
+def derived_edit(source: Source, write: Callable[[Code], str], graph: Graph | None = None) -> Edit:
     """Puts an expression in place of another that is written from the parts of it.
+
+    A line is taken away if it assigned what only the old expression read.
 
     Args:
         source: Position of the expression, as recorded when it ran.
         write: Called with the code around it; returns the new expression.
+        graph: Of the operators that `write` asks for, where they have no columns.
 
     Raises:
         PatchError: If there is no expression at the position, or `write` refuses.
     """
 
-    def edit_in(tree: ast.Module, text: Text) -> _Change:
-        code = Code(tree, text, source)
-        node, new = code.anchor, write(code)
-        if not isinstance(node, ast.expr):
-            raise PatchError(f"`{ast.unparse(node)}` at {source.location} is a statement.")
-        replacement = ast.parse(f"({new}\n)", mode="eval").body
-        start, end = span(node, text)
-        splices = [Splice(start, end, instead=form) for form in (new, f"({new})")]
-        return _Change(node, node, replacement, splices)
+    def made(*, may_move: bool) -> Edit:
+        def edit_in(tree: ast.Module, text: Text) -> _Change:
+            code = Code(tree, text, source, graph=graph, may_move=may_move)
+            node, new = code.anchor, write(code)
+            if not isinstance(node, ast.expr):
+                raise PatchError(f"`{ast.unparse(node)}` at {source.location} is a statement.")
+            replacement = ast.parse(f"({new}\n)", mode="eval").body
+            start, end = span(node, text)
+            splices = [Splice(start, end, instead=form) for form in (new, f"({new})")]
+            if (outer := _parentheses(text, start, end)) is not None:
+                splices.insert(0, Splice(*outer, instead=new))
+            return _Change(node, node, replacement, splices, code.unread() if may_move else ())
 
-    return _edit(source, edit_in)
+        return _edit(source, edit_in)
+
+    try:
+        return made(may_move=True)
+    except PatchError:
+        return made(may_move=False)
 
 
 def added_edit(source: Source, op: str, amount: float, *, argument: int = 0) -> Edit:
@@ -301,6 +328,7 @@ class _Change:
     node: ast.expr
     replacement: ast.expr
     splices: Sequence[Splice]
+    removed: Sequence[ast.stmt] = ()
 
 
 def _edit(source: Source, edit_in: Callable[[ast.Module, Text], _Change]) -> Edit:
@@ -346,30 +374,56 @@ def _checked(
         raise PatchError(f"{source.file} cannot be parsed: {error}.") from error
     change = edit_in(tree, text)
     start, end = span(change.expression, text)
+    removed = [_line(statement, text) for statement in change.removed]
+    _Without(change.removed).visit(tree)
     statements = _statements(tree)
     place = max(n for n, statement in enumerate(statements) if _holds(statement, change.node))
     _Put(change.node, change.replacement).visit(statements[place])
     wanted = ast.dump(statements[place])
     for splice in change.splices:
-        after = merge(text, [splice]).text
         try:
+            after = merge(text, [splice, *removed]).text
             found = _statements(ast.parse(after.content))
-        except (SyntaxError, ValueError):
+        except (SyntaxError, ValueError, PatchError):
             continue
         if len(found) != len(statements) or ast.dump(found[place]) != wanted:
             continue
+        alone = merge(text, [splice]).text
         return Edit(
             source=source,
             file=source.file,
             old=text.part(start, end),
-            new=after.part(start, end + len(after.data) - len(text.data)),
+            new=_within(alone, splice, start, end, len(alone.data) - len(text.data)),
             text=original,
             splice=in_original(splice),
+            removed=tuple(in_original(one) for one in removed),
         )
     raise PatchError(
         f"`{text.part(start, end)}` at {source.location} cannot be edited safely, because of where "
         "it stands (inside an f-string, say); edit the file by hand."
     )
+
+
+def _within(after: Text, splice: Splice, start: int, end: int, grown: int) -> str:
+    """The changed expression, and the parentheses around it only if they were kept."""
+    first, last = min(start, splice.start), max(end, splice.end)
+    return after.part(first, last + grown)
+
+
+def _line(statement: ast.stmt, text: Text) -> Splice:
+    """Takes a statement away with its lines.
+
+    Raises:
+        PatchError: If it shares them with something else, a comment say.
+    """
+    first = text.offset(statement.lineno, 0)
+    last = text.offset((statement.end_lineno or 0) + 1, 0)
+    last = last if last >= 0 else len(text.data)
+    start = text.offset(statement.lineno, statement.col_offset)
+    end = text.offset(statement.end_lineno or 0, statement.end_col_offset or 0)
+    if (text.part(first, start) + text.part(end, last)).strip() or "#" in text.part(start, end):
+        raise PatchError(f"line {statement.lineno} holds more than an assignment.")
+    return Splice(first, last, instead="")
 
 
 def _statements(tree: ast.Module) -> list[ast.AST]:
@@ -401,6 +455,16 @@ class _Put(ast.NodeTransformer):
         return self.new if node is self.old else self.generic_visit(node)
 
 
+class _Without(ast.NodeTransformer):
+    """Takes statements away."""
+
+    def __init__(self, statements: Sequence[ast.stmt]) -> None:
+        self._statements = statements
+
+    def visit(self, node: ast.AST) -> Any:
+        return None if any(node is one for one in self._statements) else self.generic_visit(node)
+
+
 def _replace(tree: ast.expr, name: str, node: ast.expr) -> None:
     place = next(n for n in ast.walk(tree) if isinstance(n, ast.Name) and n.id == name)
     _Put(place, node).visit(tree)
@@ -421,6 +485,16 @@ def _check_bounds(lower: float | None, upper: float | None) -> None:
             raise ArgumentError(f"{name} must be finite; got {bound}. Leave it out instead.")
     if lower is not None and upper is not None and lower > upper:
         raise ArgumentError(f"lower must not exceed upper; got {lower} and {upper}.")
+
+
+def _limits(lower: float | None, upper: float | None) -> tuple[str, str]:
+    """The function that clips in TensorFlow and Keras, and its further arguments."""
+    if lower is not None and upper is not None:
+        return "clip", f"{_number(lower)}, {_number(upper)}"
+    if lower is not None:
+        return "maximum", _number(lower)
+    assert upper is not None
+    return "minimum", _number(upper)
 
 
 def _number(value: float) -> str:
@@ -472,7 +546,7 @@ def edits_by_file(edits: Iterable[Edit]) -> dict[str, tuple[Text, list[Splice]]]
             raise PatchError(
                 f"{edit.file} was changed on disk between two edits of it; make them again."
             )
-        splices.append(edit.splice)
+        splices += (edit.splice, *edit.removed)
     return files
 
 

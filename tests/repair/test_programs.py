@@ -19,7 +19,7 @@ CURES = {
     "ctc": ["torch.logsumexp(scores, 0)", "torch.logsumexp(alpha, 0)"],
     "flow": ["torch.abs(1 + psi @ self.u).clamp(min="],
     "focal": ["torch.log_softmax(logits, dim=1).gather(1, target.unsqueeze(1))"],
-    "gan": ["torch.log(D_real.clamp(min=", "logsigmoid(-fake_score)  # minimax loss"],
+    "gan": ["logsigmoid(netD(real))", "logsigmoid(-fake_score)  # minimax loss"],
     "mixture": ["torch.sum(prob * pi, dim=1).clamp(min="],
     "rbm": ["softplus(wx_b).sum(1)"],
     "reinforce": ["probs[range(len(actions)), actions].clamp(min="],

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import subprocess
 
 import pytest
@@ -83,6 +84,102 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     return (x * mask).sum() / mask.sum()
 
 
+def shares_of_rows(x: Tensor) -> Tensor:
+    total = torch.exp(x).sum(1)
+    return (torch.exp(x) / total.unsqueeze(1)).sum()
+
+
+def shares_by_index(x: Tensor) -> Tensor:
+    return (torch.exp(x) / torch.exp(x).sum(1)[:, None]).sum()
+
+
+def log_of_shares(x: Tensor) -> Tensor:
+    e = torch.exp(x)
+    p = e / e.sum(1, keepdim=True)
+    return -torch.log(p).mean()
+
+
+def divergence(x: Tensor) -> Tensor:
+    p, q = x.softmax(-1), torch.softmax(2 * x, dim=-1)
+    return (p * torch.log(torch.softmax(3 * x, -1) / torch.softmax(x, -1))).sum() + q.sum()
+
+
+def whole_sum(x: Tensor) -> Tensor:
+    return torch.log(torch.exp(x).sum())
+
+
+def log_of_mean(x: Tensor) -> Tensor:
+    return torch.log(torch.mean(torch.exp(x), 1)).mean()
+
+
+def unit_of_rows(x: Tensor) -> Tensor:
+    return (x / torch.norm(x, dim=1).unsqueeze(1)).sum()
+
+
+def entropy_of_labels(x: Tensor, mask: Tensor) -> Tensor:
+    p = torch.sigmoid(x)
+    return -(mask * torch.log(p) + (1 - mask) * torch.log(1 - p)).mean()
+
+
+def entropy_added_up(x: Tensor, mask: Tensor) -> Tensor:
+    p = x.sigmoid()
+    each = -mask * p.log() - (1 - mask) * (1 - p).log()
+    return each.sum()
+
+
+def entropy_of_each(x: Tensor, mask: Tensor) -> Tensor:
+    p = torch.sigmoid(x)
+    each = -((1.0 - mask) * torch.log(1.0 - p) + torch.log(p) * mask)
+    return (each * 2).mean()
+
+
+def lost_guard(x: Tensor) -> Tensor:
+    return -torch.log(1e-10 + 1 - torch.sigmoid(x)).mean()
+
+
+def small_guard(x: Tensor) -> Tensor:
+    return -torch.log(torch.softmax(x, -1) + 1e-46).mean()
+
+
+def tanh_by_hand(x: Tensor) -> Tensor:
+    h = MODEL(x)
+    return ((torch.exp(h) - torch.exp(-h)) / (torch.exp(h) + torch.exp(-h))).mean()
+
+
+def sigmoid_by_hand(x: Tensor) -> Tensor:
+    h = MODEL(x)
+    return (1 / (1 + torch.exp(-h))).mean()
+
+
+def squashed(x: Tensor) -> Tensor:
+    u = MODEL(x)
+    a = torch.tanh(u)
+    return torch.log(1 - a.pow(2)).mean()
+
+
+def branches(x: Tensor) -> Tensor:
+    h = MODEL(x)
+    return torch.where(h != 0, 1 / h, torch.zeros_like(h)).mean()
+
+
+def branch_of_root(x: Tensor) -> Tensor:
+    h = MODEL(x)
+    return torch.where(h <= 0, 0.0, h.sqrt()).mean()
+
+
+def mask_beside(x: Tensor) -> Tensor:
+    bias = torch.zeros_like(x).masked_fill(x < 0.5, -math.inf)
+    return torch.softmax(2 * x + bias, -1).pow(2).sum()
+
+
+def mask_by_where(x: Tensor) -> Tensor:
+    return torch.where(x > 0.5, x, float("-inf")).softmax(-1).pow(2).sum()
+
+
+def loss_of_chosen(x: Tensor) -> Tensor:
+    return F.mse_loss(x[x > 0.5], 2 * x[x > 0.5])
+
+
 def mean_of_chosen(x: Tensor) -> Tensor:
     return x[x > 0.5].mean()
 
@@ -110,6 +207,26 @@ BETTER = {
     "count": (masked_mean, (MASK,), "mask.sum().clamp(min=1.0)"),
     "mean": (mean_of_chosen, (), "x[x > 0.5].sum() / (x > 0.5).sum().clamp(min=1)"),
     "attention": (attention, (), "x.masked_fill(x < 0.5, torch.finfo(x.dtype).min)"),
+    "shares of rows": (shares_of_rows, (), "    return torch.softmax(x, 1).sum()"),
+    "shares by index": (shares_by_index, (), "    return torch.softmax(x, 1).sum()"),
+    "log of shares": (log_of_shares, (), "-torch.log_softmax(x, 1).mean()"),
+    "divergence": (divergence, (), "(torch.log_softmax(3 * x, -1) - torch.log_softmax(x, -1))"),
+    "whole sum": (whole_sum, (), "torch.logsumexp(x.flatten(), 0)"),
+    "log of mean": (log_of_mean, (), "(torch.logsumexp(x, 1) - math.log(x.shape[1])).mean()"),
+    "unit of rows": (unit_of_rows, (), "F.normalize(x, dim=1).sum()"),
+    "labels": (entropy_of_labels, (MASK,), "F.binary_cross_entropy_with_logits(x, mask)"),
+    "labels, sum": (entropy_added_up, (MASK,), 'with_logits(x, mask, reduction="sum")'),
+    "labels, each": (entropy_of_each, (MASK,), 'with_logits(x, mask, reduction="none")'),
+    "lost guard": (lost_guard, (), "-F.logsigmoid(-x).mean()"),
+    "small guard": (small_guard, (), "-torch.log_softmax(x, -1).mean()"),
+    "tanh": (tanh_by_hand, (), "torch.tanh(h).mean()"),
+    "sigmoid": (sigmoid_by_hand, (), "torch.sigmoid(h).mean()"),
+    "squashed": (squashed, (), "(2 * (math.log(2) - u - F.softplus(-2 * u)))"),
+    "branches": (branches, (), "torch.where(h != 0, 1 / torch.where(h != 0, h, 1.0), torch"),
+    "branch of root": (branch_of_root, (), "0.0, torch.where(h <= 0, 1.0, h).sqrt())"),
+    "mask beside": (mask_beside, (), ".masked_fill(x < 0.5, torch.finfo(torch.float32).min)"),
+    "mask by where": (mask_by_where, (), "x, torch.finfo(torch.float32).min).softmax(-1)"),
+    "loss of chosen": (loss_of_chosen, (), ', reduction="sum") / (x > 0.5).sum().clamp(min=1)'),
 }
 
 
@@ -161,7 +278,7 @@ def either(x: Tensor) -> Tensor:
 
 def called(x: Tensor) -> Tensor:
     p = torch.softmax(F.dropout(x, 0.5), -1)
-    return torch.log(p).sum()
+    return torch.log(p).sum() + p.sum()
 
 
 def probabilities(x: Tensor) -> Tensor:
@@ -172,21 +289,59 @@ def elsewhere(x: Tensor) -> Tensor:
     return torch.log(probabilities(x)).sum()
 
 
+def named_inside(x: Tensor) -> Tensor:
+    a = torch.tanh(MODEL(x))
+    return torch.log(1 - a.pow(2)).mean()
+
+
 def global_norm(x: Tensor) -> Tensor:
     return (x / x.norm()).sum()
 
 
-@pytest.mark.parametrize("step", [reassigned, either, called, elsewhere, global_norm])
+@pytest.mark.parametrize("step", [reassigned, either, called, elsewhere, named_inside, global_norm])
 def test_where_the_words_would_mean_something_else_it_is_clipped(step):
     cures = ranum.fix(analysed(step, ()))
     assert {type(one) for one in cures} == {Clip}
     assert "clamp" in cures.diff()
 
 
-def test_a_rewriting_that_changes_results_is_not_offered(monkeypatch):
-    from ranum.repair import rewriting
+def moved(x: Tensor) -> Tensor:
+    p = torch.softmax(F.dropout(x, 0.5), -1)
+    return torch.log(p).sum()
 
-    monkeypatch.setattr(rewriting, "EPSILONS", (0.5,))
+
+def with_comment(x: Tensor) -> Tensor:
+    p = torch.softmax(x, -1)  # the shares
+    return torch.log(p).sum()
+
+
+def read_later(x: Tensor) -> Tensor:
+    p = torch.softmax(x, -1)
+
+    def inner() -> Tensor:
+        return p.sum()
+
+    return torch.log(p).sum() + inner()
+
+
+def test_a_line_that_nobody_reads_any_more_goes_away():
+    lines = ranum.fix(analysed(moved, ())).diff().splitlines()
+    assert "-    p = torch.softmax(F.dropout(x, 0.5), -1)" in lines
+    assert "+    return torch.log_softmax(F.dropout(x, 0.5), -1).sum()" in lines
+
+
+@pytest.mark.parametrize("step", [with_comment, read_later])
+def test_a_line_with_a_comment_and_one_that_is_read_elsewhere_stay(step):
+    cures = ranum.fix(analysed(step, ()))
+    assert [type(one) for one in cures] == [Rewrite]
+    assert not [line for line in cures.diff().splitlines() if line.startswith("-    p =")]
+    assert "+    return torch.log_softmax(x, -1).sum()" in cures.diff()
+
+
+def test_a_rewriting_that_changes_results_is_not_offered(monkeypatch):
+    from ranum.repair.rewriting import roots
+
+    monkeypatch.setattr(roots, "EPSILONS", (0.5,))
     (cure,) = ranum.fix(analysed(distance, ()))
     assert isinstance(cure, Clip)
 
