@@ -63,8 +63,9 @@ def _parser() -> argparse.ArgumentParser:
         "fix",
         help="remove the defects of a model from its source",
         description="Analyzes a model as `ranum analyze` does, and shows how each defect is "
-        "removed: by another spelling where there is a better one, else by the smallest clip. "
-        "The patched program is recorded, analysed and run again. No file is changed without "
+        "removed: by another spelling where there is a better one, else by the smallest clip; or "
+        "by the loosest ranges of inputs or weights (--where). The patched program is recorded, "
+        "analysed and run again. No file is changed without "
         f"--write. Exit code: {OK} if no defect is left, {FOUND} if one is, {FAILED} if there "
         "was nothing to analyze or a file could not be written.",
     )
@@ -84,6 +85,19 @@ def _parser() -> argparse.ArgumentParser:
         dest="rewrite",
         action="store_false",
         help="only clips, no other spellings",
+    )
+    fix.add_argument(
+        "--where",
+        default="operators",
+        metavar="PLACE",
+        help="where the cure goes: operators (the default), or the ranges of inputs, weights, all, "
+        "or of one input, weight or module by name or pattern: x, 'encoder.*'",
+    )
+    fix.add_argument(
+        "--seconds",
+        type=float,
+        default=30.0,
+        help="for the search of ranges (default 30)",
     )
     fix.set_defaults(run=_fix)
 
@@ -190,18 +204,22 @@ def _fix(options: argparse.Namespace) -> int:
     if not analysis.defects:
         say(f"no defect found in {len(analysis.graph.nodes)} operators: nothing to fix")
         return OK
-    cures = fix(analysis, rewrite=options.rewrite)
+    cures = fix(analysis, options.where, rewrite=options.rewrite, seconds=options.seconds)
     for cure in cures:
         say(cure)
-        if cure.reason:
+        if cure.reason and cure.is_found:
             say(f"  no diff: {cure.reason}")
-    refused = {cure.edit.file: refusal(cure.edit) for cure in cures if cure.edit is not None}
+    refused = {edit.file: refusal(edit) for edit in cures.edits}
     for reason in filter(None, refused.values()):
         say(f"no diff: {reason}")
-    kept = [cure for cure in cures if cure.edit is not None and not refused[cure.edit.file]]
-    if not kept:
+    complete = all(cure.edit is not None and not refused[cure.edit.file] for cure in cures)
+    if isinstance(cures, Clips):
+        kept = [cure for cure in cures if cure.edit is not None and not refused[cure.edit.file]]
+        cures = Clips(tuple(kept), analysis)
+    elif any(refused.values()) or len(cures.edits) < len(cures.kept):
+        return FOUND  # ranges hold together or not at all
+    if not cures.edits:
         return FOUND
-    complete, cures = len(kept) == len(cures), Clips(tuple(kept), analysis)
     found = cures.verify()
     say(f"patched program: {found}")
     for defect in found.remaining:

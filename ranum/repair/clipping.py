@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import torch
 
@@ -20,6 +20,7 @@ from ranum.analysis.result import Analysis, Context, Defect
 from ranum.errors import ArgumentError, PatchError
 from ranum.repair._clamps import clamp_bounds
 from ranum.repair.patch import AppliedPatch, Edit, apply_edits, clip_edit, merged_diff
+from ranum.repair.preconditions import Ranges, loosest_ranges
 from ranum.repair.rewriting import Proposal, proposals
 from ranum.repair.verify import Verification, place, verify
 
@@ -170,9 +171,21 @@ class Clips:
         return verify(context, self.edits, defects, witnesses)
 
 
+@overload
 def fix(
     analysis: Analysis, where: Literal["operators"] = "operators", *, rewrite: bool = True
-) -> Clips:
+) -> Clips: ...
+
+
+@overload
+def fix(
+    analysis: Analysis, where: str, *, rewrite: bool = True, seconds: float = 30.0
+) -> Clips | Ranges: ...
+
+
+def fix(
+    analysis: Analysis, where: str = "operators", *, rewrite: bool = True, seconds: float = 30.0
+) -> Clips | Ranges:
     """Removes the defects of an analysis, with as little change as can be.
 
     Where a developer would write the expression differently (`log_softmax` instead of the
@@ -181,16 +194,21 @@ def fix(
     has no new one, if the witness stays finite in it, and if loss and gradients of the example
     batch change by no more than `Verification.tolerance`.
 
+    At other places than the operators, the loosest ranges of inputs and weights are searched
+    for which the analysis finds no defect; what no range can remove is shown to be so.
+
     Args:
         analysis: A result of `analyze`.
-        where: "operators": at each defective operator.
-        rewrite: False for clips only.
+        where: "operators": at each defective operator. "inputs", "weights", "all", or the name
+            (or a pattern) of an input, a weight or a module with weights: their ranges.
+        rewrite: False for clips only, at the operators.
+        seconds: For the search of ranges, wall clock.
 
     Raises:
         ArgumentError: If `where` is not a known place.
     """
     if where != "operators":
-        raise ArgumentError(f"where must be 'operators'; got {where!r}.")
+        return loosest_ranges(analysis, where, seconds=seconds)
     chosen: list[Clip | Rewrite] = []
     cured: set[int] = set()
     for number, defect in enumerate(analysis.defects):

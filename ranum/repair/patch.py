@@ -182,7 +182,7 @@ def clip_edit(
     if argument < 0:
         raise ArgumentError(f"argument must be 0 or more; got {argument}.")
     bounds = [
-        f"{name}={_number(bound)}"
+        f"{name}={number_text(bound)}"
         for name, bound in (("min", lower), ("max", upper))
         if bound is not None
     ]
@@ -306,7 +306,7 @@ def added_edit(source: Source, op: str, amount: float, *, argument: int = 0) -> 
         operand = find_operand(tree, text, source, op, argument)
         if operand.is_overwritten:
             raise PatchError(f"{op} at {source.location} overwrites its operand.")
-        after = f" + {_number(amount)}"
+        after = f" + {number_text(amount)}"
         added = ast.parse(f"_{after}", mode="eval").body
         _replace(added, "_", operand.node)
         start, end = span(operand.node, text)
@@ -490,14 +490,14 @@ def _check_bounds(lower: float | None, upper: float | None) -> None:
 def _limits(lower: float | None, upper: float | None) -> tuple[str, str]:
     """The function that clips in TensorFlow and Keras, and its further arguments."""
     if lower is not None and upper is not None:
-        return "clip", f"{_number(lower)}, {_number(upper)}"
+        return "clip", f"{number_text(lower)}, {number_text(upper)}"
     if lower is not None:
-        return "maximum", _number(lower)
+        return "maximum", number_text(lower)
     assert upper is not None
-    return "minimum", _number(upper)
+    return "minimum", number_text(upper)
 
 
-def _number(value: float) -> str:
+def number_text(value: float) -> str:
     """The fewest digits that read back to the same number, in float32 if it is one of those."""
     value = float(value)
     with np.errstate(over="ignore"):

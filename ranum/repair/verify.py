@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from ranum.analysis.ranges import starting_ranges
 from ranum.analysis.result import Context, Defect, Witness
 from ranum.errors import RanumError
 from ranum.repair._splice import merge
-from ranum.repair.patch import Edit, apply_edits, edits_by_file
+from ranum.repair.patch import AppliedPatch, Edit, apply_edits, edits_by_file
 
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
 """By how much results and gradients of the example batch may change, relative to the largest."""
@@ -86,6 +86,8 @@ def verify(
     edits: Sequence[Edit],
     before: Sequence[Defect],
     witnesses: Sequence[Witness] = (),
+    *,
+    patch: Callable[[], AppliedPatch] | None = None,
 ) -> Verification:
     """Applies edits for a moment, and looks at the patched program.
 
@@ -94,12 +96,13 @@ def verify(
         edits: What is changed.
         before: The defects of that analysis.
         witnesses: Inputs and weights that made the program fail.
+        patch: What applies them; `apply_edits` by default.
     """
     floats = [t.dtype for t in (*context.program.parameters.values(), *_floats(context))]
     tolerance = max((TOLERANCE.get(dtype, 1e-4) for dtype in floats), default=1e-4)
     plain = _results(context)
     try:
-        with apply_edits(edits):
+        with apply_edits(edits) if patch is None else patch():
             changed = _results(context)
             left = _defects(context)
             finite = [_is_finite(context, witness) for witness in witnesses]
@@ -110,20 +113,23 @@ def verify(
             problem=f"the patched program raises {type(error).__name__}: {error}",
             tolerance=tolerance,
         )
-    left = _as_before(left, edits)
+    return replace(
+        verified(before, _as_before(left, edits)),
+        change=_change(plain, changed),
+        tolerance=tolerance,
+        is_finite=all(finite) if finite else None,
+    )
+
+
+def verified(before: Sequence[Defect], left: Sequence[Defect]) -> Verification:
+    """What is left, and which of it is new, on the lines of the text before."""
     known = Counter(place(defect) for defect in before)
     new = []
     for defect in left:
         known[place(defect)] -= 1
         if known[place(defect)] < 0:
             new.append(defect)
-    return Verification(
-        remaining=tuple(left),
-        new=tuple(new),
-        change=_change(plain, changed),
-        tolerance=tolerance,
-        is_finite=all(finite) if finite else None,
-    )
+    return Verification(remaining=tuple(left), new=tuple(new), change=math.nan)
 
 
 def place(defect: Defect) -> Key:

@@ -150,5 +150,5 @@ def test_results_and_bad_arguments():
     assert clip.to_dict()["lower"] == clip.lower
     assert str(clip).startswith("clamp(min=")
     assert Path(__file__).name in str(clip)
-    with pytest.raises(ArgumentError, match="where must be 'operators'; got 'weights'"):
-        ranum.fix(analysis, where="weights")
+    with pytest.raises(ArgumentError, match=r"where must be 'operators'.*got 'decoder'"):
+        ranum.fix(analysis, where="decoder")

@@ -176,3 +176,24 @@ def test_all_files_or_none(model, monkeypatch):
         write_edits(edits)
     assert model.read_bytes() == other.read_bytes() == before
     assert sorted(os.listdir(model.parent)) == ["net.py", "other.py"]
+
+
+def test_ranges_of_weights_are_written_as_lines(model, capsys):
+    wide = ("--weights", "60", "--range", "x=0:1")
+    assert fix("net.py:Net", "--where", "weights", "--write", *wide) == cli.OK
+    output = capsys.readouterr().out
+    assert "weight layer.weight kept in [" in output
+    assert "patched program: no defect left" in output
+    assert "self.layer.weight.data.clamp_(min=" in model.read_text(encoding="utf-8")
+    sys.modules.pop("net", None)
+    assert cli.main(["analyze", "net.py:Net", "--input", "6,4", "--no-confirm", *wide]) == cli.OK
+    assert "0 possible numerical defects" in capsys.readouterr().out
+
+
+def test_what_no_input_range_removes_is_said(model, capsys):
+    before = model.read_bytes()
+    assert fix("net.py:Net", "--where", "inputs", "--weights", "600", "--write") == cli.FOUND
+    assert "it fails, whatever the chosen ones hold" in capsys.readouterr().out
+    assert model.read_bytes() == before
+    assert fix("net.py:Net", "--where", "decoder") == cli.FAILED
+    assert "Known: layer.weight, layer.bias, x" in capsys.readouterr().err

@@ -1,0 +1,414 @@
+"""Shows that no range of the chosen places removes a defect.
+
+Either nothing that is chosen reaches the operator, or the places that are not chosen can hold
+numbers with which it fails whatever the chosen ones hold: a bias so large that the softmax behind
+it underflows, say, with the weights that multiply the input at 0. The second is shown by the
+analysis over the whole ranges of what is chosen, and by a run of the user's own step.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from ranum.analysis.confirm.goals import goals
+from ranum.analysis.confirm.replay import RANDOM
+from ranum.analysis.confirm.rerun import rerun
+from ranum.analysis.evaluate import NotExecutableError, flushed, needed_nodes, run_node
+from ranum.analysis.execution import unflushed
+from ranum.analysis.graph import Node, Ref
+from ranum.analysis.interval import Interval
+from ranum.analysis.propagate import propagate
+from ranum.analysis.result import Context, Defect
+from ranum.repair.preconditions.places import Place, all_places
+from ranum.repair.preconditions.trial import reaching
+
+How = Literal["no path", "fails anyway", "not found"]
+
+_SIZES = (0.0, 1.0, 30.0, 200.0, 1e4, 1e9, 1e20)
+_REFUSALS = 8
+"""Times that the user's step may not fail where the graph does."""
+_HALVINGS = 5
+_NEAREST = 6
+"""Places next to the operator that are set to other numbers than the rest."""
+_FACTORS = {
+    "mm": ("x", "mat2"),
+    "addmm": ("mat1", "mat2"),
+    "bmm": ("x", "mat2"),
+    "baddbmm": ("batch1", "batch2"),
+    "mv": ("x", "vec"),
+    "addmv": ("mat", "vec"),
+    "dot": ("x", "tensor"),
+    "mul": ("x", "other"),
+    "convolution": ("x", "weight"),
+}
+"""Operators that multiply, and by which names they call the factors."""
+_GONE = {torch.float64: 800.0, torch.float32: 200.0, torch.bfloat16: 200.0, torch.float16: 40.0}
+"""Where the exponential of the negative number is 0, with room for any rounding."""
+_MATRICES = frozenset({"mm", "addmm", "bmm", "baddbmm"})
+_FEW = 1 << 12
+_LARGEST = 1 << 22
+"""Elements above which no value is computed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Uncured:
+    """A defect that no range of the chosen places was found to remove.
+
+    Attributes:
+        defect: Which.
+        how: "no path" from the chosen places to its operator; or it "fails anyway", whatever
+            they hold; both are shown. Else "not found" in the time there was.
+        reason: In words.
+        witness: Numbers of the other places, by name, with which it fails anyway.
+    """
+
+    defect: Defect
+    how: How
+    reason: str
+    witness: Mapping[str, Tensor] | None = None
+    edit = None
+
+    @property
+    def is_found(self) -> bool:
+        """False: there is no cure."""
+        return False
+
+    @property
+    def is_impossible(self) -> bool:
+        """True if it is shown that there can be no cure at these places."""
+        return self.how != "not found"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "code": self.defect.code,
+            "source": self.defect.source.to_dict(),
+            "how": self.how,
+            "reason": self.reason,
+            "diff": "",
+        }
+
+    def __str__(self) -> str:
+        verdict = "no range" if self.is_impossible else "no range found"
+        return f"{verdict} for {self.defect.code} at {self.defect.source}: {self.reason}"
+
+
+def shown_impossible(
+    context: Context, places: Sequence[Place], defect: Defect, *, deadline: float = math.inf
+) -> Uncured | None:
+    """The proof that no range of the places removes a defect; None if none was found.
+
+    Args:
+        context: Of the analysis.
+        places: The chosen ones.
+        defect: What is to be removed.
+        deadline: When to give up, by `time.monotonic`.
+    """
+    if not reaching(context, places, defect):
+        names = "nothing that was chosen" if places else "there is nothing to choose: nothing"
+        return Uncured(defect=defect, how="no path", reason=f"{names} reaches the operator")
+    witness = _Fixed(context, places, defect).witness(deadline)
+    if witness is None:
+        return None
+    special = [name for name, x in witness.items() if len(witness) <= 3 or _is_special(x)]
+    parts = [f"{name} = {_words(witness[name])}" for name in special]
+    if len(special) < len(witness):
+        parts.append("all other weights and inputs at 0 or 1")
+    with_what = f"with {' and '.join(parts)} " if parts else ""
+    return Uncured(
+        defect=defect,
+        how="fails anyway",
+        reason=f"{with_what}it fails, whatever the chosen ones hold",
+        witness=witness,
+    )
+
+
+class _Fixed:
+    """Runs the step with numbers in the other places, and the chosen ones anywhere."""
+
+    def __init__(self, context: Context, places: Sequence[Place], defect: Defect) -> None:
+        self._context = context
+        self._graph = context.graph
+        self._defect = defect
+        self._node = context.graph.nodes[defect.node]
+        self._nodes = needed_nodes(self._graph, self._node.operands)
+        chosen = {place.number for place in places}
+        others = [p for p in all_places(context) if p.number not in chosen]
+        read = {operand for node in (*self._nodes, self._node) for operand in node.operands}
+        self._others = tuple(place for place in others if place.number in read)
+        self._goals = goals(context, defect)
+
+    def witness(self, deadline: float) -> dict[str, Tensor] | None:
+        """Numbers for the other places with which the operator fails for sure."""
+        with unflushed():
+            for base in self._bases():
+                refused = 0
+                for fills in self._around(base):
+                    if time.monotonic() > deadline:
+                        return None
+                    if refused > _REFUSALS or not self._fails(fills):
+                        continue
+                    for found in (fills, self._nearest(fills)):
+                        if self._fails_in_the_step(found):
+                            return {p.name: self._tensor(p, found[p.number]) for p in self._others}
+                    refused += 1
+        return None
+
+    def _nearest(self, fills: dict[int, Any]) -> dict[int, Any]:
+        """Where it just fails: behind a clamp, what lies far beyond may go unnoticed."""
+        for number, fill in fills.items():
+            far = fill[1] if isinstance(fill, tuple) else fill
+            if far in (0.0, 1.0):
+                continue
+            near = 0.0
+            for _ in range(_HALVINGS):
+                middle = (near + far) / 2
+                put = (fill[0], middle, fill[2]) if isinstance(fill, tuple) else middle
+                if self._fails({**fills, number: put}):
+                    far, fills = middle, {**fills, number: put}
+                else:
+                    near = middle
+        return fills
+
+    # --- numbers to try -----------------------------------------------------------------------
+
+    def _bases(self) -> Iterator[dict[int, Any]]:
+        """A number for every other place."""
+        ones = {place.number: _inside(place, 1.0) for place in self._others}
+        yield {place.number: _inside(place, 0.0) for place in self._others}
+        yield ones
+        yield self._cut(ones)
+
+    def _around(self, base: dict[int, Any]) -> Iterator[dict[int, Any]]:
+        """The same, and one place or some elements of it set to another number."""
+        yield base
+        for place in list(reversed(self._others))[:_NEAREST]:
+            rest, shape = base[place.number], place.start.shape
+            dims = [dim for dim in sorted({0, len(shape) - 1}) if shape and shape[dim] > 1]
+            for number in {_inside(place, sign * size): 0 for size in _SIZES for sign in (1, -1)}:
+                if number != rest:
+                    yield {**base, place.number: number}
+                    yield from ({**base, place.number: (rest, number, dim)} for dim in dims)
+
+    def _cut(self, base: dict[int, Any]) -> dict[int, Any]:
+        """0 for what multiplies something that depends on the chosen places."""
+        base = dict(base)
+        for _ in self._others:
+            met = self._walk(base)[2]
+            met = [p for p in met if base[p.number] != 0.0]
+            if not met:
+                break
+            base.update({place.number: _inside(place, 0.0) for place in met})
+        return base
+
+    def _tensor(self, place: Place, fill: Any) -> Tensor:
+        shape, dtype = place.start.shape, place.start.dtype
+        if not isinstance(fill, tuple):
+            return torch.full(shape, fill, dtype=dtype)
+        rest, number, dim = fill
+        tensor = torch.full(shape, rest, dtype=dtype)
+        tensor.select(dim, 0).fill_(number)
+        return tensor
+
+    # --- does it fail -------------------------------------------------------------------------
+
+    def _fails(self, fills: Mapping[int, Any]) -> bool:
+        values, intervals, _ = self._walk(fills)
+        operands = self._node.operands
+        known = {n: values[n] for n in operands if n in values}
+        if len(known) == len(set(operands)) and any(goal.fails(known) for goal in self._goals):
+            return True
+        return self._surely(self._node, intervals)
+
+    def _fails_in_the_step(self, fills: Mapping[int, Any]) -> bool:
+        tensors = {p: self._tensor(p, fills[p.number]) for p in self._others}
+        weights = {p.name: x for p, x in tensors.items() if p.kind == "weight"}
+        inputs = {p.name: x for p, x in tensors.items() if p.kind == "input"}
+        return rerun(self._context, self._defect, inputs, weights, seed=0) is not None
+
+    def _walk(
+        self, fills: Mapping[int, Any]
+    ) -> tuple[dict[int, Tensor], dict[int, Interval], list[Place]]:
+        """The values that depend on nothing chosen, all intervals, and what meets the others."""
+        graph = self._graph
+        intervals = {**self._context.intervals, **self._context.start}
+        values: dict[int, Tensor] = {}
+        owner: dict[int, Place] = {}
+        met: list[Place] = []
+        for place in self._others:
+            fill, start = fills[place.number], place.start
+            owner[place.number] = place
+            if isinstance(fill, tuple):
+                values[place.number] = self._tensor(place, fill)
+                intervals[place.number] = Interval.point(values[place.number])
+            else:
+                intervals[place.number] = Interval.full(fill, fill, start.shape, start.dtype)
+        for node in self._nodes:
+            apart = {n: _apart(intervals[n]) for n in node.operands} if node.op in _MATRICES else {}
+            known = propagate(graph, {**intervals, **apart}, nodes=[node], blocks=True)
+            outputs = [number for number in node.outputs if number is not None]
+            intervals.update((number, known.intervals[number]) for number in outputs)
+            settled = [_value(values, intervals, number) is not None for number in node.operands]
+            if node.op in _FACTORS and not all(settled):
+                met += [owner[n] for n in node.operands if n in owner]
+            elif node.op in ("permute", "reshape", "expand", "identity", "t", "transpose"):
+                owner.update(
+                    (out, owner[n]) for n in node.operands if n in owner for out in outputs
+                )
+            if all(_value(values, intervals, number) is not None for number in outputs):
+                continue
+            if all(settled) and node.op not in RANDOM:
+                self._run(node, values, intervals, outputs)
+            elif _is_zero_product(node, values, intervals):
+                still = {n: torch.zeros(()) for n in node.operands}
+                still = {n: x.expand(graph.values[n].shape) for n, x in still.items()}
+                self._run(node, {**still, **values}, intervals, outputs, into=values)
+            else:
+                intervals.update(_vanished(node, intervals))
+        for number in self._node.operands:
+            value = _value(values, intervals, number)
+            if value is not None:
+                values[number] = value
+        return values, intervals, met
+
+    def _run(
+        self,
+        node: Node,
+        values: dict[int, Tensor],
+        intervals: dict[int, Interval],
+        outputs: Sequence[int],
+        into: dict[int, Tensor] | None = None,
+    ) -> None:
+        """The node on the very numbers that its operands have, whatever the chosen ones hold."""
+        shapes = [self._graph.values[n].shape for n in (*node.operands, *outputs)]
+        if max(torch.Size(shape).numel() for shape in shapes) > _LARGEST:
+            return
+        arguments = tree_map_only(
+            Ref, lambda ref: _value(values, intervals, ref.value), node.arguments
+        )
+        try:
+            with torch.no_grad():
+                result = run_node(node, arguments, wide=False)
+        except (NotExecutableError, RuntimeError, TypeError, IndexError):
+            return
+        leaves = tree_leaves(result)
+        for number, tensor in zip(node.outputs, leaves, strict=False):
+            if number is None or not isinstance(tensor, Tensor):
+                continue
+            value = flushed(tensor) if self._context.program.flush_to_zero else tensor
+            (values if into is None else into)[number] = value
+            intervals[number] = Interval.point(value)
+
+    def _surely(self, node: Node, intervals: Mapping[int, Interval]) -> bool:
+        """True if some element of the operand lies in the bad set, wherever in its bounds."""
+        x = intervals[self._defect.operand]
+        if not x.dtype.is_floating_point or x.is_empty_tensor:
+            return False
+        op, gradient = node.op, self._defect.gradient_only
+        if op in ("log", "log2", "log10", "rsqrt") or (op == "sqrt" and gradient):
+            return float(x.upper.min()) <= 0
+        if op == "log1p":
+            return float(x.upper.min()) <= -1
+        if op == "sqrt":
+            return float(x.upper.min()) < 0
+        if op in ("div", "reciprocal"):
+            return bool(((x.lower == 0) & (x.upper == 0)).any())
+        outputs = propagate(self._graph, intervals, nodes=[node], blocks=True).intervals
+        result = outputs[node.outputs[0] or 0]
+        infinite = (result.lower == torch.inf) | (result.upper == -torch.inf)
+        return result.dtype.is_floating_point and bool(infinite.any())
+
+
+def _apart(interval: Interval) -> Interval:
+    """The same with a bound for each element, so that columns are told apart; if they are few."""
+    count = torch.Size(interval.shape).numel()
+    if interval.is_point or not 1 < count <= _FEW:
+        return interval
+    lower, upper = (bound.contiguous() for bound in interval.expanded())
+    return Interval(lower, upper, interval.shape, interval.dtype, interval.may_nan)
+
+
+def _value(
+    values: Mapping[int, Tensor], intervals: Mapping[int, Interval], number: int
+) -> Tensor | None:
+    """The very numbers of a value, if its bounds leave only one for each element."""
+    if number in values:
+        return values[number]
+    interval = intervals.get(number)
+    if interval is None or interval.may_nan:
+        return None
+    if interval.is_uniform:
+        is_known = interval.low == interval.high
+    else:
+        is_known = bool((interval.lower == interval.upper).all())
+    return interval.lower.expand(interval.shape) if is_known else None
+
+
+def _is_zero_product(
+    node: Node, values: Mapping[int, Tensor], intervals: Mapping[int, Interval]
+) -> bool:
+    """True for a product with zeros alone of something finite, to which nothing unknown is added.
+
+    Its sums are exact in any order: the other factor could be anything finite.
+    """
+    factors = [node.arguments.get(name) for name in _FACTORS.get(node.op, ())]
+    refs = [factor.value for factor in factors if isinstance(factor, Ref)]
+    known = [_value(values, intervals, number) for number in refs]
+    if len(refs) != 2 or not any(x is not None and not bool(x.any()) for x in known):
+        return False
+    rest = [number for number in node.operands if number not in refs]
+    if any(_value(values, intervals, number) is None for number in rest):
+        return False
+    return all(intervals[number].is_finite for number in refs)
+
+
+def _vanished(node: Node, intervals: Mapping[int, Interval]) -> dict[int, Interval]:
+    """What an exponential gives where it underflows for every operand in its bounds.
+
+    Bounds of transcendental functions are rounded outward, and never say that it is just 0.
+    """
+    number = node.outputs[0]
+    operand = node.arguments.get("x")
+    if number is None or not isinstance(operand, Ref) or node.op not in _EXPONENTIALS:
+        return {}
+    x, result = intervals[operand.value], intervals[number]
+    gone = _GONE.get(x.dtype)
+    if gone is None or not x.is_finite or result.may_nan:
+        return {}
+    lower, upper = x.expanded()
+    if node.op == "_softmax":
+        dim = node.arguments["dim"]
+        depth = upper - lower.amax(dim, keepdim=True)
+    else:
+        depth = upper
+    below = depth < -gone
+    low, high = result.expanded()
+    high = torch.where(below, torch.zeros_like(high), high)
+    low = torch.where(below, torch.zeros_like(low), low)
+    if node.op == "sigmoid":
+        low = torch.where(lower > gone, torch.ones_like(low), low)
+        high = torch.where(lower > gone, torch.ones_like(high), high)
+    return {number: Interval.between(low, high, result.shape, result.dtype)}
+
+
+_EXPONENTIALS = frozenset({"exp", "sigmoid", "_softmax"})
+
+
+def _inside(place: Place, number: float) -> float:
+    return min(max(number, place.full[0]), place.full[1])
+
+
+def _is_special(x: Tensor) -> bool:
+    return not (bool((x == 0).all()) or bool((x == 1).all()))
+
+
+def _words(x: Tensor) -> str:
+    return " or ".join(f"{number:g}" for number in x.unique().tolist())
