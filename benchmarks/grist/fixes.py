@@ -3,11 +3,10 @@
     python -m benchmarks.grist.fixes                  # all 79
     python -m benchmarks.grist.fixes 11c 28d --diff   # some, with their diffs
 
-A program of PyTorch is patched while it runs: it is recorded and analysed again, for the same
-ranges, with the edits that `ranum.fix` makes. It is cured if the published defect is gone, no
-new one came, and loss and gradients of the batch are the same within the stated tolerance. A
-TensorFlow program is a graph: there the clamp is put in front of the operator on the graph,
-which is analysed again from end to end; no diff is made.
+A program is patched while it runs: it is recorded (TensorFlow: traced) and analysed again, for
+the same ranges, with the edits that `ranum.fix` makes in its source. It is cured if the published
+defect is gone, no new one came, and loss and gradients of the batch are the same within the
+stated tolerance, in TensorFlow's own run of the function too.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ import ranum
 from benchmarks.grist.case import Case, load
 from benchmarks.grist.score import analyze, matches
 from benchmarks.measure import heading, table
-from ranum.repair.clipping import Clip, Rewrite, smallest_clip
+from ranum.repair.clipping import Clip, Rewrite
 
 COLUMNS = ("case", "cure of the published defect", "cured", "all defects", "change", "s")
 
@@ -64,9 +63,7 @@ def cure(case: Case, seed: int) -> Cure:
     if not targets:
         return Cure(case.name, "", "not reported", (0, len(analysis.defects)), float("nan"), 0.0)
     started = time.process_time()
-    in_source = case.framework == "torch"
-    result = _in_source(analysis, targets) if in_source else _on_graph(analysis, targets)
-    words, problem, cured, change, diff = result
+    words, problem, cured, change, diff = _in_source(analysis, targets)
     total = len(analysis.defects)
     seconds = time.process_time() - started
     return Cure(case.name, words, problem, (cured, total), change, seconds, diff)
@@ -92,15 +89,6 @@ def _in_source(analysis: Any, targets: Sequence[Any]) -> tuple[str, str, int, fl
 def _is_for(one: Clip | Rewrite, targets: Sequence[Any]) -> bool:
     cures = one.cures if isinstance(one, Rewrite) else (one.defect,)
     return any(defect is target for defect in cures for target in targets)
-
-
-def _on_graph(analysis: Any, targets: Sequence[Any]) -> tuple[str, str, int, float, str]:
-    clips = {id(defect): smallest_clip(defect) for defect in analysis.defects}
-    own = [clips[id(target)] for target in targets]
-    words = "; ".join(_words(clip) for clip in own)
-    problem = "; ".join(clip.reason for clip in own if not clip.is_found)
-    cured = sum(clip.is_found for clip in clips.values())
-    return words, problem, cured, float("nan"), ""
 
 
 def _words(one: Clip | Rewrite) -> str:

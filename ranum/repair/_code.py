@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+from dataclasses import dataclass
 from types import ModuleType
+from typing import Literal
 
 from ranum.analysis.graph import Graph, Node
 from ranum.errors import PatchError
@@ -13,7 +15,21 @@ from ranum.repair._places import placed
 from ranum.repair._splice import Text
 from ranum.source import Source
 
-_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+Mode = Literal["move", "hoist", "plain"]
+"""What becomes of a call that the new expression needs and another line makes: it is moved, the
+line goes; it is given a name, the line stays; it is refused."""
+
+_DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+_FUNCTIONS = (*_DEFINITIONS, ast.Lambda)
+
+
+@dataclass(frozen=True, slots=True)
+class Hoist:
+    """A part of an assignment that is to get a name, on a line of its own before it."""
+
+    statement: ast.stmt
+    part: ast.expr
+    name: str
 
 
 class Code:
@@ -33,13 +49,14 @@ class Code:
         source: Source,
         *,
         graph: Graph | None = None,
-        may_move: bool = False,
+        mode: Mode = "plain",
     ) -> None:
         self._tree = tree
         self._text = text
         self._names = Names(tree, source.file)
-        self._may_move = may_move
+        self._mode = mode
         self._graph = graph
+        self.hoisted: list[Hoist] = []
         self._followed: list[ast.Assign] = []
         self._moved: list[ast.expr] = []
         self.anchor = find_expression(tree, text, source)
@@ -111,32 +128,39 @@ class Code:
             written = assigned[0].value
         return written
 
-    def unread(self) -> tuple[ast.stmt, ...]:
+    def unread(self, new: ast.expr) -> tuple[ast.stmt, ...]:
         """The assignments that were looked through, and whose names only the anchor read.
+
+        Args:
+            new: What takes the anchor's place.
 
         Raises:
             PatchError: If something was to be moved out of an assignment that must stay.
         """
+        kept = {part.id for part in ast.walk(new) if isinstance(part, ast.Name)}
         found: list[ast.stmt] = []
-        for statement in self._followed:
-            name = statement.targets[0]
-            assert isinstance(name, ast.Name)
-            own = [self.anchor, *found]
-            reads = [
-                part
-                for part in ast.walk(self._scope)
-                if isinstance(part, ast.Name)
-                and part.id == name.id
-                and isinstance(part.ctx, ast.Load)
-                and not any(self._is_within(part, one) for one in own)
-            ]
-            is_local = isinstance(self._scope, (ast.FunctionDef, ast.AsyncFunctionDef))
-            if is_local and not reads and not self._is_shared(name.id) and statement not in found:
-                found.append(statement)
+        if isinstance(self._scope, _DEFINITIONS):
+            waiting = list({id(one): one for one in self._followed}.values())
+            while dead := next((one for one in waiting if self._is_dead(one, kept, found)), None):
+                waiting.remove(dead)
+                found.append(dead)
         for part in self._moved:
             if not any(self._is_within(part, statement) for statement in found):
                 raise PatchError(f"`{self.text(part)}` would be computed twice.")
         return tuple(found)
+
+    def _is_dead(self, statement: ast.Assign, kept: set[str], gone: list[ast.stmt]) -> bool:
+        """True if only the anchor and lines that are gone read what a line assigns."""
+        target = statement.targets[0]
+        assert isinstance(target, ast.Name)
+        without = {id(part) for one in (self.anchor, *gone) for part in ast.walk(one)}
+        return not (target.id in kept or self._is_shared(target.id)) and not any(
+            isinstance(part, ast.Name)
+            and part.id == target.id
+            and isinstance(part.ctx, ast.Load)
+            and id(part) not in without
+            for part in ast.walk(self._scope)
+        )
 
     def _is_shared(self, name: str) -> bool:
         """True if a function declares the name as one of a scope around it."""
@@ -162,7 +186,9 @@ class Code:
         if self._enclosing(node) is not self._scope:
             raise PatchError(f"`{shown}` stands in another function.")
         if any(isinstance(part, (ast.Call, ast.Await, ast.NamedExpr)) for part in ast.walk(node)):
-            if not self._may_move:
+            if self._mode == "hoist":
+                return self._hoisted(node)
+            if self._mode == "plain":
                 raise PatchError(f"`{shown}` would be computed twice; give it a name first.")
             self._moved.append(node)
         used = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
@@ -174,6 +200,41 @@ class Code:
             if changes and not self._place(part) < start:
                 raise PatchError(f"`{shown}` is changed after it was used.")
         return shown
+
+    def named(self, node: ast.expr) -> str:
+        """A name for a part of the code that is to be written more than once.
+
+        Raises:
+            PatchError: If it has none, and cannot be given one.
+        """
+        if isinstance(node, (ast.Name, ast.Attribute)):
+            return self.words(node)
+        if self._mode != "hoist":
+            raise PatchError(f"`{self.text(node)}` has no name.")
+        return self._hoisted(node)
+
+    def _hoisted(self, node: ast.expr) -> str:
+        """The name that a part of an assignment gets on a line of its own, before that one.
+
+        Raises:
+            PatchError: If it is no part of an assignment that was looked through.
+        """
+        statement = next((one for one in self._followed if self._is_within(node, one)), None)
+        if statement is None or not isinstance(
+            self._scope, (ast.FunctionDef, ast.AsyncFunctionDef)
+        ):
+            raise PatchError(f"`{self.text(node)}` would be computed twice; give it a name first.")
+        target, value = statement.targets[0], statement.value
+        assert isinstance(target, ast.Name)
+        called = ast.unparse(value.func) if isinstance(value, ast.Call) else ""
+        kind = "logits" if called.endswith(("softmax", "sigmoid")) else "input"
+        name = f"{target.id}_{kind}"
+        if any(isinstance(part, ast.Name) and part.id == name for part in ast.walk(self._tree)):
+            raise PatchError(f"the name {name} is taken.")
+        hoist = Hoist(statement, node, name)
+        if hoist not in self.hoisted:
+            self.hoisted.append(hoist)
+        return name
 
     def function(self, name: str) -> str:
         """How this file would call a function: "torch.log_softmax", "tf.nn.log_softmax".
@@ -201,6 +262,8 @@ class Code:
         if is_library and not (isinstance(home, ModuleType) and hasattr(home, new)):
             return None
         self._all_words(call)
+        if self.hoisted:
+            return None
         start, end = span(call, self._text)
         _, owner_end = span(owner, self._text)
         rest = self._text.part(owner_end, end)

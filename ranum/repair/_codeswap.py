@@ -104,11 +104,11 @@ def current_text(file: str) -> tuple[Text, Merged, tuple[Splice, ...]] | None:
         return live.text, merge(live.text, splices), splices
 
 
-def install(edits: Mapping[str, tuple[Text, Sequence[Splice]]]) -> Installation:
+def install(edits: Mapping[str, tuple[Text, Sequence[Sequence[Splice]]]]) -> Installation:
     """Makes edits of one or more files live, all or none.
 
     Args:
-        edits: By absolute path, the text that the edits were made for, and the edits.
+        edits: By absolute path, the text that the edits were made for, and the splices of each.
 
     Raises:
         PatchError: If any of them cannot be made live; nothing was changed.
@@ -116,16 +116,17 @@ def install(edits: Mapping[str, tuple[Text, Sequence[Splice]]]) -> Installation:
     token = object()
     with _lock:
         plans, names, pending = [], list[str](), False
-        for file, (text, splices) in edits.items():
+        for file, (text, groups) in edits.items():
             live = _file(file, text)
             functions = _functions(live)
-            for splice in splices:
-                for path in _edited(live, splice):
+            for group in groups:
+                for path in _edited(live, group):
                     name = live.original[path].co_qualname
                     _check_live(live, functions, path, name)
                     names.append(name)
                     pending = pending or _is_running(live, functions, path)
-            plans.append(_plan(live, [*live.edits, *((token, s) for s in splices)], functions))
+            added = [(token, splice) for group in groups for splice in group]
+            plans.append(_plan(live, [*live.edits, *added], functions))
         _commit(plans)
 
     def remove() -> None:
@@ -178,9 +179,9 @@ def _walk(code: CodeType, path: Path = ()) -> Iterator[tuple[Path, CodeType]]:
         yield from _walk(inner, (*path, number))
 
 
-def _edited(live: _LiveFile, splice: Splice) -> list[Path]:
+def _edited(live: _LiveFile, splices: Sequence[Splice]) -> list[Path]:
     """Where one edit alone changes what runs, nested functions apart."""
-    after = _walk(_compile(merge(live.text, [splice]).text, live.file))
+    after = _walk(_compile(merge(live.text, splices).text, live.file))
     new = dict(after)
     _check_shape(live, new)
     edited = [path for path, code in live.original.items() if _alone(code) != _alone(new[path])]
@@ -393,6 +394,10 @@ def _commit(plans: Iterable[_Plan]) -> None:
     if done and "torch._dynamo" in sys.modules:
         # Compiled graphs may have the old code inlined without a guard on it.
         torch.compiler.reset()
+    if done and "tensorflow" in sys.modules:
+        from ranum.analysis.capture.tensorflow.bridge import forget_traces
+
+        forget_traces()
 
 
 def _show_lines(live: _LiveFile, text: Text) -> None:
@@ -402,9 +407,22 @@ def _show_lines(live: _LiveFile, text: Text) -> None:
             linecache.cache.pop(live.file, None)
         else:
             linecache.cache[live.file] = live.lines_before
+        if set(_files) <= {live.file}:
+            linecache.updatecache = _plain_updatecache
         return
     lines = io.StringIO(text.content, newline=None).readlines()
     if live.lines_before is _UNSET:
         live.lines_before = linecache.cache.get(live.file)
+        linecache.updatecache = _updatecache
     # Without a time of change, linecache keeps an entry although the file is older.
     linecache.cache[live.file] = (len(text.content), None, lines, live.file)
+
+
+_plain_updatecache = linecache.updatecache
+
+
+def _updatecache(filename: str, module_globals: dict[str, Any] | None = None) -> list[str]:
+    """Keeps the lines that run: TensorFlow reads the file's before it converts a function."""
+    if filename in _files:
+        return list(linecache.getlines(filename))
+    return _plain_updatecache(filename, module_globals)

@@ -19,6 +19,7 @@ from ranum.analysis.graph import Ref
 from ranum.analysis.result import Analysis, Context, Defect
 from ranum.errors import ArgumentError, PatchError
 from ranum.repair._clamps import clamp_bounds
+from ranum.repair._places import placed
 from ranum.repair.patch import AppliedPatch, Edit, apply_edits, clip_edit, merged_diff
 from ranum.repair.preconditions import Ranges, loosest_ranges
 from ranum.repair.rewriting import Proposal, proposals
@@ -316,17 +317,18 @@ def smallest_clip(defect: Defect) -> Clip:
             "without cutting the range in two or to nothing",
         )
     lower, upper = bounds
-    if defect.source.node:
+    if defect.source.node and defect.source.line < 1:
         return Clip(
             defect=defect,
             lower=lower,
             upper=upper,
-            reason=f"{defect.source.node} belongs to a graph that is no torch code; clamp its "
+            reason=f"{defect.source.node} belongs to a graph that no line of yours made; clamp its "
             f"operand there: minimum {lower}, maximum {upper}",
         )
     try:
+        source = placed(context.graph, context.graph.nodes[defect.node])
         edit = clip_edit(
-            defect.source, defect.op, lower=lower, upper=upper, argument=_position(defect, context)
+            source, defect.op, lower=lower, upper=upper, argument=_position(defect, context)
         )
     except PatchError as error:
         return Clip(defect=defect, lower=lower, upper=upper, reason=str(error))

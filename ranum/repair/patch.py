@@ -29,7 +29,7 @@ from torch.utils import _pytree as pytree
 from ranum.analysis.graph import Graph
 from ranum.errors import ArgumentError, PatchError
 from ranum.repair import _codeswap
-from ranum.repair._code import Code
+from ranum.repair._code import Code, Hoist, Mode
 from ranum.repair._library import library, spelled
 from ranum.repair._operand import (
     Expression,
@@ -64,7 +64,8 @@ class Edit:
         new: The expression with the change.
         text: The file's text that the edit was made for.
         splice: What is put where.
-        removed: Lines that assign what nobody reads any more.
+        others: What it needs elsewhere: lines taken away that assign what nobody reads any more,
+            lines put in that give a name to what is needed twice.
     """
 
     source: Source
@@ -73,7 +74,7 @@ class Edit:
     new: str
     text: Text = field(repr=False)
     splice: Splice = field(repr=False)
-    removed: tuple[Splice, ...] = field(default=(), repr=False)
+    others: tuple[Splice, ...] = field(default=(), repr=False)
 
     def diff(self, root: str | os.PathLike[str] | None = None) -> str:
         """The edit as a unified diff for `git apply` or `patch -p1`.
@@ -265,25 +266,35 @@ def derived_edit(source: Source, write: Callable[[Code], str], graph: Graph | No
         PatchError: If there is no expression at the position, or `write` refuses.
     """
 
-    def made(*, may_move: bool) -> Edit:
+    def made(mode: Mode) -> Edit:
         def edit_in(tree: ast.Module, text: Text) -> _Change:
-            code = Code(tree, text, source, graph=graph, may_move=may_move)
+            code = Code(tree, text, source, graph=graph, mode=mode)
             node, new = code.anchor, write(code)
             if not isinstance(node, ast.expr):
                 raise PatchError(f"`{ast.unparse(node)}` at {source.location} is a statement.")
+            if mode == "hoist" and not code.hoisted:
+                raise PatchError("nothing needs a name.")
             replacement = ast.parse(f"({new}\n)", mode="eval").body
             start, end = span(node, text)
             splices = [Splice(start, end, instead=form) for form in (new, f"({new})")]
             if (outer := _parentheses(text, start, end)) is not None:
                 splices.insert(0, Splice(*outer, instead=new))
-            return _Change(node, node, replacement, splices, code.unread() if may_move else ())
+            removed = code.unread(replacement) if mode == "move" else ()
+            return _Change(node, node, replacement, splices, removed, code.hoisted)
 
         return _edit(source, edit_in)
 
-    try:
-        return made(may_move=True)
-    except PatchError:
-        return made(may_move=False)
+    refusal = None
+    for mode in _MODES:
+        try:
+            return made(mode)
+        except PatchError as error:
+            refusal = error
+    assert refusal is not None
+    raise refusal
+
+
+_MODES: tuple[Mode, ...] = ("move", "hoist", "plain")
 
 
 def added_edit(source: Source, op: str, amount: float, *, argument: int = 0) -> Edit:
@@ -329,6 +340,7 @@ class _Change:
     replacement: ast.expr
     splices: Sequence[Splice]
     removed: Sequence[ast.stmt] = ()
+    hoisted: Sequence[Hoist] = ()
 
 
 def _edit(source: Source, edit_in: Callable[[ast.Module, Text], _Change]) -> Edit:
@@ -374,15 +386,16 @@ def _checked(
         raise PatchError(f"{source.file} cannot be parsed: {error}.") from error
     change = edit_in(tree, text)
     start, end = span(change.expression, text)
-    removed = [_line(statement, text) for statement in change.removed]
-    _Without(change.removed).visit(tree)
+    others = [_line(statement, text) for statement in change.removed]
+    others += [splice for hoist in change.hoisted for splice in _named(hoist, text)]
+    _Lines(change.removed, change.hoisted).visit(tree)
     statements = _statements(tree)
     place = max(n for n, statement in enumerate(statements) if _holds(statement, change.node))
     _Put(change.node, change.replacement).visit(statements[place])
     wanted = ast.dump(statements[place])
     for splice in change.splices:
         try:
-            after = merge(text, [splice, *removed]).text
+            after = merge(text, [splice, *others]).text
             found = _statements(ast.parse(after.content))
         except (SyntaxError, ValueError, PatchError):
             continue
@@ -396,7 +409,7 @@ def _checked(
             new=_within(alone, splice, start, end, len(alone.data) - len(text.data)),
             text=original,
             splice=in_original(splice),
-            removed=tuple(in_original(one) for one in removed),
+            others=tuple(in_original(one) for one in others),
         )
     raise PatchError(
         f"`{text.part(start, end)}` at {source.location} cannot be edited safely, because of where "
@@ -424,6 +437,25 @@ def _line(statement: ast.stmt, text: Text) -> Splice:
     if (text.part(first, start) + text.part(end, last)).strip() or "#" in text.part(start, end):
         raise PatchError(f"line {statement.lineno} holds more than an assignment.")
     return Splice(first, last, instead="")
+
+
+def _named(hoist: Hoist, text: Text) -> tuple[Splice, Splice]:
+    """Puts a part of a statement under a name on the line before.
+
+    Raises:
+        PatchError: If the statement does not begin its line.
+    """
+    first = text.offset(hoist.statement.lineno, 0)
+    start = text.offset(hoist.statement.lineno, hoist.statement.col_offset)
+    indent = text.part(first, start)
+    if indent.strip():
+        raise PatchError(f"line {hoist.statement.lineno} holds more than an assignment.")
+    part = span(hoist.part, text)
+    words = text.part(*part)
+    words = f"({words})" if "\n" in words else words
+    end = "\r\n" if "\r\n" in text.content else "\n"
+    line = Splice(first, first, instead=f"{indent}{hoist.name} = {words}{end}")
+    return line, Splice(*part, instead=hoist.name)
 
 
 def _statements(tree: ast.Module) -> list[ast.AST]:
@@ -455,14 +487,22 @@ class _Put(ast.NodeTransformer):
         return self.new if node is self.old else self.generic_visit(node)
 
 
-class _Without(ast.NodeTransformer):
-    """Takes statements away."""
+class _Lines(ast.NodeTransformer):
+    """Takes statements away, and puts names before others."""
 
-    def __init__(self, statements: Sequence[ast.stmt]) -> None:
-        self._statements = statements
+    def __init__(self, removed: Sequence[ast.stmt], hoisted: Sequence[Hoist]) -> None:
+        self._removed, self._hoisted = removed, hoisted
 
     def visit(self, node: ast.AST) -> Any:
-        return None if any(node is one for one in self._statements) else self.generic_visit(node)
+        if any(node is one for one in self._removed):
+            return None
+        before: list[ast.stmt] = []
+        for hoist in self._hoisted:
+            if node is hoist.statement:
+                before += ast.parse(f"{hoist.name} = 0").body
+                before[-1].value = hoist.part  # type: ignore[attr-defined]
+                _Put(hoist.part, ast.Name(hoist.name, ast.Load())).visit(node)
+        return [*before, node] if before else self.generic_visit(node)
 
 
 def _replace(tree: ast.expr, name: str, node: ast.expr) -> None:
@@ -546,7 +586,7 @@ def edits_by_file(edits: Iterable[Edit]) -> dict[str, tuple[Text, list[Splice]]]
             raise PatchError(
                 f"{edit.file} was changed on disk between two edits of it; make them again."
             )
-        splices += (edit.splice, *edit.removed)
+        splices += (edit.splice, *edit.others)
     return files
 
 
@@ -599,7 +639,11 @@ def apply_edits(edits: Iterable[Edit]) -> AppliedPatch:
     edits = tuple(edits)
     if not edits:
         raise ArgumentError("edits must hold at least one edit; got none.")
-    done = _codeswap.install(edits_by_file(edits))
+    groups = {
+        file: (text, [(one.splice, *one.others) for one in edits if one.file == file])
+        for file, (text, _) in edits_by_file(edits).items()
+    }
+    done = _codeswap.install(groups)
     return AppliedPatch(
         done.remove, functions=done.functions, edits=edits, is_pending=done.is_pending
     )

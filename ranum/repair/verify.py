@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from ranum.analysis.capture.program import Program
 from ranum.analysis.defects import find_defects
 from ranum.analysis.graph import Graph
 from ranum.analysis.interval import Interval
@@ -100,12 +101,15 @@ def verify(
     """
     floats = [t.dtype for t in (*context.program.parameters.values(), *_floats(context))]
     tolerance = max((TOLERANCE.get(dtype, 1e-4) for dtype in floats), default=1e-4)
-    plain = _results(context)
+    program = context.program
+    plain, plain_own = _results(program), _own_results(program)
     try:
         with apply_edits(edits) if patch is None else patch():
-            changed = _results(context)
-            left = _defects(context)
-            finite = [_is_finite(context, witness) for witness in witnesses]
+            if patch is None and program.retrace is not None:
+                program = program.retrace()
+            changed, changed_own = _results(program), _own_results(program)
+            left = _defects(context, program)
+            finite = [_is_finite(program, witness) for witness in witnesses]
     except RanumError as error:
         return Verification(problem=str(error), tolerance=tolerance)
     except Exception as error:
@@ -115,7 +119,7 @@ def verify(
         )
     return replace(
         verified(before, _as_before(left, edits)),
-        change=_change(plain, changed),
+        change=_change([*plain, *plain_own], [*changed, *changed_own]),
         tolerance=tolerance,
         is_finite=all(finite) if finite else None,
     )
@@ -159,9 +163,9 @@ def _floats(context: Context) -> list[Tensor]:
     return [one for one in context.program.inputs.values() if one.is_floating_point()]
 
 
-def _defects(context: Context) -> list[Defect]:
+def _defects(context: Context, program: Program) -> list[Defect]:
     """The defects of the program as it is now, for the ranges of the analysis."""
-    graph = context.program.capture(observe=False, varying=context.varying)
+    graph = program.capture(observe=False, varying=context.varying)
     graph.execution = context.graph.execution
     found, _ = find_defects(graph, _start(graph, context))
     return list(found)
@@ -180,9 +184,14 @@ def _start(graph: Graph, context: Context) -> dict[int, Interval]:
     return ranges
 
 
-def _results(context: Context) -> list[Tensor]:
+def _own_results(program: Program) -> list[Tensor]:
+    """The same from the framework itself, where the step is a lowering of its function."""
+    found = None if program.origin is None else program.origin.results(program.inputs)
+    return found or []
+
+
+def _results(program: Program) -> list[Tensor]:
     """What the step returns on the example batch, and the gradients of all parameters."""
-    program = context.program
     with program.substituted({}):
         torch.manual_seed(0)
         result = program.step(*program.arguments)
@@ -220,9 +229,8 @@ def _change(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
     return worst
 
 
-def _is_finite(context: Context, witness: Witness) -> bool:
+def _is_finite(program: Program, witness: Witness) -> bool:
     """True if the patched program gives a finite loss and gradients for a witness."""
-    program = context.program
     batch = {
         name: tensor.detach().clone().requires_grad_(tensor.is_floating_point())
         for name, tensor in ({**program.inputs, **witness.inputs}).items()

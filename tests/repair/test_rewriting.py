@@ -289,6 +289,14 @@ def elsewhere(x: Tensor) -> Tensor:
     return torch.log(probabilities(x)).sum()
 
 
+def read_twice(x: Tensor) -> Tensor:
+    p = F.softmax(
+        MODEL(x) * 2,  # logits
+        dim=-1,
+    )
+    return torch.log(p).sum() + p[0, 0]
+
+
 def named_inside(x: Tensor) -> Tensor:
     a = torch.tanh(MODEL(x))
     return torch.log(1 - a.pow(2)).mean()
@@ -298,7 +306,7 @@ def global_norm(x: Tensor) -> Tensor:
     return (x / x.norm()).sum()
 
 
-@pytest.mark.parametrize("step", [reassigned, either, called, elsewhere, named_inside, global_norm])
+@pytest.mark.parametrize("step", [reassigned, either, called, elsewhere, global_norm])
 def test_where_the_words_would_mean_something_else_it_is_clipped(step):
     cures = ranum.fix(analysed(step, ()))
     assert {type(one) for one in cures} == {Clip}
@@ -328,6 +336,28 @@ def test_a_line_that_nobody_reads_any_more_goes_away():
     lines = ranum.fix(analysed(moved, ())).diff().splitlines()
     assert "-    p = torch.softmax(F.dropout(x, 0.5), -1)" in lines
     assert "+    return torch.log_softmax(F.dropout(x, 0.5), -1).sum()" in lines
+
+
+def test_what_is_needed_twice_gets_a_name_on_a_line_before():
+    cures = ranum.fix(analysed(read_twice, ()))
+    added = [line for line in cures.diff().splitlines() if line.startswith("+  ")]
+    assert added == [
+        "+    p_logits = MODEL(x) * 2",
+        "+        p_logits,  # logits",
+        "+    return torch.log_softmax(p_logits, -1).sum() + p[0, 0]",
+    ]
+    with cures.apply():
+        assert analysed(read_twice, ()).defects == ()
+    added = [
+        line
+        for line in ranum.fix(analysed(named_inside, ())).diff().splitlines()
+        if line.startswith("+  ")
+    ]
+    assert added == [
+        "+    a_input = MODEL(x)",
+        "+    a = torch.tanh(a_input)",
+        "+    return (2 * (math.log(2) - a_input - F.softplus(-2 * a_input))).mean()",
+    ]
 
 
 @pytest.mark.parametrize("step", [with_comment, read_later])

@@ -29,6 +29,9 @@ class Origin(Protocol):
     ) -> bool | None:
         """True if a node fails when the function itself runs; None if that cannot be seen."""
 
+    def results(self, inputs: Mapping[str, Tensor]) -> list[Tensor] | None:
+        """What the function itself returns, and gradients of its weights; None if at random."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
@@ -48,6 +51,7 @@ class Program:
         flush_to_zero: The step's own framework flushes subnormal numbers, as TensorFlow does.
         origin: What the step was lowered from, if it can still be run.
         as_tensor: Makes tensors of what other frameworks' batches hold.
+        retrace: Makes the program anew of the code as it is now, where the step is a trace of it.
         target: What `analyze` was given.
         loss: The loss function it was given.
     """
@@ -64,6 +68,7 @@ class Program:
     flush_to_zero: bool = False
     origin: Origin | None = None
     as_tensor: Callable[[Any], Any] | None = None
+    retrace: Callable[[], Program] | None = None
     target: Any = None
     loss: Callable[..., Any] | None = None
 

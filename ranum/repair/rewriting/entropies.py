@@ -119,6 +119,9 @@ def _term(around: Surroundings, value: int | None, sign: int) -> _Term | None:
 
 def _label(code: Code, entropy: _Entropy) -> ast.expr:
     """What was written for the label beside log p; the parts are looked through on the way."""
+    for right in (False, True):
+        code.meaning(code.side(entropy.total, right=right))
+    code.meaning(code.operand(entropy.rest.log))
     code.leads(code.operand(entropy.hit.log), entropy.gate)
     label = code.side(entropy.hit.product, right=not entropy.hit.is_label_left)
     while isinstance(label, ast.UnaryOp) and isinstance(label.op, ast.USub):

@@ -277,10 +277,7 @@ def _of_tanh(around: Surroundings, node: Node, x: int | None) -> Iterator[Found]
         code.leads(code.operand(node), one)
         code.leads(code.side(one, right=True), power)
         code.leads(code.operand(power), bent)
-        operand = code.operand(bent)
-        if not isinstance(operand, (ast.Name, ast.Attribute)):
-            raise refuse("what goes into tanh has no name.")
-        u = code.words(operand)
+        u = code.named(code.operand(bent))
         return f"2 * ({code.call('math.log', '2')} - {u} - {code.call('softplus', f'-2 * {u}')})"
 
     why = "1 - tanh(x)**2 is 0 for large x; its logarithm by softplus is not"

@@ -5,7 +5,9 @@ Only reached when the target is TensorFlow's; the rest of the package works on p
 
 from __future__ import annotations
 
+import gc
 import inspect
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -184,6 +186,30 @@ def graph_python(function: Any) -> Callable[..., Any]:
         return _converted(function)
     plain: Callable[..., Any] = function
     return plain
+
+
+def forget_traces() -> None:
+    """Has every live `tf.function` of the user's, and every Keras model, traced anew when called.
+
+    There is no public way to say so for a `tf.function`.
+    """
+    from tensorflow.python.eager.polymorphic_function import polymorphic_function
+
+    is_keras = "keras" in sys.modules and keras_backend() == "tensorflow"
+    models = set(_kinds(keras().Model)) if is_keras else set()
+    for one in gc.get_objects():
+        if type(one) is polymorphic_function.Function:
+            one._function_cache.clear()
+        elif type(one) in models:
+            for name in ("train", "test", "predict"):
+                if getattr(one, f"{name}_function", None) is not None:
+                    getattr(one, f"make_{name}_function")(force=True)
+
+
+def _kinds(base: type[Any]) -> Iterator[type[Any]]:
+    yield base
+    for kind in base.__subclasses__():
+        yield from _kinds(kind)
 
 
 def _converted(function: Callable[..., Any]) -> Callable[..., Any]:

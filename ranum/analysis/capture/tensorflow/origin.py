@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ranum.analysis.capture.tensorflow import bridge
@@ -60,14 +61,37 @@ class TensorFlowOrigin:
                     return bad
         return True
 
-    def _gradient_fails(self, fed: list[Any]) -> bool | None:
-        if not self.has_own_loss or not self.variables:
+    def results(self, inputs: Mapping[str, Tensor]) -> list[Tensor] | None:
+        """Float results of the function, and their sum's gradients of the variables.
+
+        Args:
+            inputs: All inputs by name.
+
+        Returns:
+            None if the function draws random numbers.
+        """
+        if self._draws_numbers:
             return None
+        fed = [bridge.tensorflow().constant(inputs[name].detach().numpy()) for name in self.names]
+        with self._assigned({}):
+            found, slopes = self._gradients(fed)
+        kept = [*found, *(one for one in slopes if one is not None)]
+        return [
+            torch.from_numpy(_float(bridge.tensorflow().convert_to_tensor(one))) for one in kept
+        ]
+
+    def _gradients(self, fed: list[Any]) -> tuple[list[Any], list[Any]]:
         tf = bridge.tensorflow()
         with tf.GradientTape() as tape:
             results = [one for one in self.concrete(*fed) if one.dtype.is_floating]
             loss = tf.add_n([tf.reduce_sum(one) for one in results])
-        slopes = tape.gradient(loss, list(self.variables.values()))
+        return results, tape.gradient(loss, list(self.variables.values()))
+
+    def _gradient_fails(self, fed: list[Any]) -> bool | None:
+        if not self.has_own_loss or not self.variables:
+            return None
+        tf = bridge.tensorflow()
+        _, slopes = self._gradients(fed)
         return any(
             not bool(tf.reduce_all(tf.math.is_finite(tf.convert_to_tensor(slope))))
             for slope in slopes

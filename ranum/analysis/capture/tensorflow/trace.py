@@ -154,6 +154,17 @@ def traced(
     ]
     shape, losses = returned
 
+    def again() -> Program:
+        return traced(
+            function,
+            arguments,
+            names,
+            root=root,
+            finish=finish,
+            backward=backward,
+            description=description,
+        )
+
     def finished(results: list[Tensor]) -> Tensor | None:
         if finish is not None:
             return finish(tree_unflatten(results, shape))
@@ -169,7 +180,8 @@ def traced(
         backward=backward,
         description=description,
     )
-    return replace(program, origin=_origin(program, concrete, captured, finish is None))
+    origin = _origin(program, concrete, captured, finish is None)
+    return replace(program, origin=origin, retrace=again)
 
 
 def _origin(
