@@ -78,7 +78,8 @@ class Code:
     def operand(self, node: Node, argument: int = 0) -> ast.expr:
         """What the user wrote for an operand of an operator of the graph."""
         source = self._source(node)
-        return find_operand(self._tree, self._text, source, node.op, argument).node
+        found = find_operand(self._tree, self._text, source, node.op, argument, self._names)
+        return found.node
 
     def side(self, node: Node, *, right: bool) -> ast.expr:
         """One side of a sum or difference."""

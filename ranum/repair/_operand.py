@@ -107,13 +107,29 @@ def find_expression(tree: ast.AST, text: Text, source: Source) -> Expression:
         text.offset(source.end_line, source.end_column),
     )
     if source.column >= 0 and source.end_column >= 0:
-        for node in ast.walk(tree):
+        for node in _at(tree, source.line):
             if isinstance(node, Expression) and wanted in _extents(node, text):
                 return node
     raise NotHereError(_not_here(source))
 
 
-def find_operand(tree: ast.AST, text: Text, source: Source, op: str, argument: int) -> Operand:
+def _at(node: ast.AST, line: int) -> Iterator[ast.AST]:
+    """The nodes that a line is part of, outer ones first."""
+    yield node
+    for child in ast.iter_child_nodes(node):
+        first, last = getattr(child, "lineno", line), getattr(child, "end_lineno", line)
+        if first <= line <= last or getattr(child, "decorator_list", None):
+            yield from _at(child, line)
+
+
+def find_operand(
+    tree: ast.AST,
+    text: Text,
+    source: Source,
+    op: str,
+    argument: int,
+    names: Names | None = None,
+) -> Operand:
     """The operand of `op` in the expression at a recorded position.
 
     Args:
@@ -123,12 +139,13 @@ def find_operand(tree: ast.AST, text: Text, source: Source, op: str, argument: i
             expression of the line that spells `op` is taken.
         op: Canonical operator name.
         argument: Position among the operator's tensor arguments, from 0.
+        names: Those of the tree, where they are known already.
 
     Raises:
         NotHereError: If no expression is at the position.
         PatchError: If it does not spell `op`, or its operand cannot be clipped.
     """
-    names = Names(tree, source.file)
+    names = Names(tree, source.file) if names is None else names
     if source.column >= 0:
         return _operand(find_expression(tree, text, source), op, argument, names, source)
     found, reason = [], NotHereError(_not_here(source))

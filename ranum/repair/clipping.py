@@ -251,7 +251,8 @@ def _rewriting(
     others = [one.edit for one in chosen if one.edit is not None] if together else []
     best: Rewrite | None = None
     tried: set[str] = set()
-    for proposal in proposals(defect):
+    # What replaces most is likely to cure most; then the others need not be tried.
+    for proposal in sorted(proposals(defect), key=lambda one: -len(one.nodes)):
         if str(proposal.edit) in tried or not _fits(proposal.edit, chosen):
             continue
         tried.add(str(proposal.edit))
