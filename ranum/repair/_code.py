@@ -78,7 +78,7 @@ class Code:
     def operand(self, node: Node, argument: int = 0) -> ast.expr:
         """What the user wrote for an operand of an operator of the graph."""
         source = self._source(node)
-        found = find_operand(self._tree, self._text, source, node.op, argument, self._names)
+        found = find_operand(self._tree, self._text, source, node.op, argument, names=self._names)
         return found.node
 
     def side(self, node: Node, *, right: bool) -> ast.expr:

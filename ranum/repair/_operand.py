@@ -128,6 +128,7 @@ def find_operand(
     source: Source,
     op: str,
     argument: int,
+    *,
     names: Names | None = None,
 ) -> Operand:
     """The operand of `op` in the expression at a recorded position.

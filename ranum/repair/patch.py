@@ -190,7 +190,7 @@ def clip_edit(
 
     def edit_in(tree: ast.Module, text: Text) -> _Change:
         names = Names(tree, source.file)
-        operand = find_operand(tree, text, source, op, argument, names)
+        operand = find_operand(tree, text, source, op, argument, names=names)
         written = library(names, operand.expression, is_graph=bool(source.node))
         start, end = span(operand.node, text)
         if written != "torch":
