@@ -21,20 +21,21 @@ from torch import Tensor
 
 from ranum.analysis.capture.lightning import lightning_program
 from ranum.analysis.scan import Batches
+from ranum.callbacks._position import LightningPosition
 from ranum.callbacks._remedies import InsertClip, RepairConfiguration
 from ranum.callbacks._restart import Restart
 from ranum.callbacks._session import Session, checked
 from ranum.callbacks._trials import Trials, has_choice_of_batch_size, saved_state
 from ranum.errors import ArgumentError, MissingExtraError, RanumWarning
 from ranum.guards.guard import Guard
-from ranum.guards.recovery import Fault, Remedy, Rollback, Skip
+from ranum.guards.recovery import Fault, Remedy, Retry, Rollback, Skip
 from ranum.guards.symptoms import Symptom, default_symptoms
 from ranum.guards.types import History
 from ranum.repair.search import SearchSpace, repair_configuration
 from ranum.repair.search.surgery import read_configuration
 
-RemedyName = Literal["skip", "clip", "rollback", "repair"]
-REMEDIES: tuple[RemedyName, ...] = ("skip", "clip", "rollback", "repair")
+RemedyName = Literal["retry", "skip", "clip", "rollback", "repair"]
+REMEDIES: tuple[RemedyName, ...] = ("retry", "skip", "clip", "rollback", "repair")
 _CHECKPOINT_KEY = "ranum"
 LEARNING_RATE_FACTOR = 10**-0.5
 """Every way back lowers the learning rate by half a decade: two make AutoTrainer's x 0.1."""
@@ -59,10 +60,12 @@ class GuardCallback:
     Args:
         analyze: "step" analyses the first training step; "off" does not.
         on_fault: Remedies, mildest first; one that does not fit a fault is passed over.
-            "skip" leaves out a batch that is itself not finite, "clip" goes back to the last
-            good snapshot and inserts the clamp the analysis proposes, "rollback" goes back and
-            lowers the learning rate, "repair" searches a configuration that trains and
-            restarts from it. When none is left, training stops.
+            "retry" trains on the batch once more if the fault did not come again when the step
+            was replayed, "skip" leaves out a batch that is itself not finite, "clip" goes back
+            to the last good snapshot and inserts the clamp the analysis proposes, "rollback"
+            goes back and lowers the learning rate, "repair" searches a configuration that
+            trains and restarts from it. When none is left, training stops. Going back means
+            the data too, within an epoch: the batches since the snapshot come again.
         search: What the repair may change; the default space if None.
         search_budget: Trainings of the search: a number, or "20x", the time of 20 of them.
         symptoms: The rules that watch the run; `ranum.guards.default_symptoms()` if None.
@@ -143,10 +146,12 @@ class GuardCallback:
     def _reset(self) -> None:
         self._session: Session | None = None
         self._guard: Guard | None = None
+        self._position: LightningPosition | None = None
         self._loss: Tensor | None = None
         self._initial: dict[str, Tensor] = {}
         self._allowed: tuple[RemedyName, ...] = self.on_fault
         self._restart: Restart | None = None
+        self._action = ""
         self._is_analysed = False
 
     def __repr__(self) -> str:
@@ -247,10 +252,21 @@ class GuardCallback:
             self._fit_to_strategy(trainer)
             if "repair" in self._allowed:
                 self._initial = saved_state(pl_module)
+            self._position = LightningPosition(trainer, pl_module)
             self._make_guard(trainer, pl_module)
             if self._loaded_guard and self._guard is not None:
                 self._guard.load_state_dict(self._loaded_guard)
                 self._loaded_guard = {}
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """Has the epoch's batches kept, so that they can come again."""
+        session, guard = self._session, self._guard
+        if session is None or guard is None or not session.is_on("the guard"):
+            return
+        with session.contained("the guard"):
+            if self._position is not None:
+                self._position.attach()
+            guard.request_snapshot()
 
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
@@ -275,6 +291,8 @@ class GuardCallback:
         if self._guard is not None and session.is_on("the guard"):
             with session.contained("the guard"):
                 replay = partial(_replay, pl_module, batch, batch_idx, _precision(trainer))
+                if self._position is not None:
+                    self._position.batch_starts()
                 self._guard.begin(batch, replay)
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
@@ -295,6 +313,9 @@ class GuardCallback:
                 self._initial = saved_state(pl_module)  # lazy layers have got their shapes
             decision = guard.decide(self._loss, epoch=trainer.current_epoch)
             session.decision(decision)
+            self._action = "" if decision.incident is None else decision.incident.action
+            if self._action == "skip":
+                guard.snapshots.take_settings()
             if decision.stop:
                 trainer.should_stop = True
         self._loss = None
@@ -308,6 +329,11 @@ class GuardCallback:
             return
         with session.contained("the guard"):
             guard.end()
+            position, action = self._position, self._action
+            self._action = ""
+            if position is not None and not position.batch_ends() and action == "skip":
+                position.leave_out()
+                guard.snapshots.restore_settings()
             if self._restart is not None and not self._restart.is_begun:
                 self._restart.begin(trainer, pl_module)
                 self._make_guard(trainer, pl_module)
@@ -343,6 +369,9 @@ class GuardCallback:
         if self._guard is not None:
             with session.contained("the guard"):
                 self._guard.close()
+        if self._position is not None:
+            with session.contained("the guard"):
+                self._position.detach()
 
     def _fit_to_strategy(self, trainer: Any) -> None:
         """With several processes: what is safe there, and a word on what is left out."""
@@ -351,10 +380,11 @@ class GuardCallback:
             return
         is_replicated = type(trainer.strategy).__name__ == "DDPStrategy"
         self._allowed = tuple(
-            name for name in self.on_fault if is_replicated and name == "rollback"
+            name for name in self.on_fault if is_replicated and name in ("retry", "rollback")
         )
         what = (
-            "only gradients, which all processes share, are judged, and only rollbacks are tried"
+            "only gradients, which all processes share, are judged, and the ways back are "
+            "'retry' and 'rollback'"
             if is_replicated
             else f"{type(trainer.strategy).__name__} is not known; a fault stops training"
         )
@@ -386,6 +416,7 @@ class GuardCallback:
             scaler=getattr(trainer.precision_plugin, "scaler", None),
             strict=self.strict,
             history=None if former is None else former.history,
+            position=self._position,
         )
 
     def _remedies(self, trainer: Any, pl_module: Any) -> list[Remedy]:
@@ -393,6 +424,7 @@ class GuardCallback:
         assert session is not None
         factor = LEARNING_RATE_FACTOR
         make: dict[str, Callable[[], Remedy]] = {
+            "retry": Retry,
             "skip": Skip,
             "clip": partial(InsertClip, session, learning_rate_factor=factor),
             "rollback": partial(Rollback, learning_rate_factor=factor),

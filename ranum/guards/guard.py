@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from ranum.errors import ArgumentError, RanumError, RanumWarning
 from ranum.guards.culprit import find_culprit
 from ranum.guards.readings import TorchReader
 from ranum.guards.recovery import Fault, Ladder, Outcome, Remedy, default_remedies
+from ranum.guards.rewind import LoaderPosition, Position
 from ranum.guards.snapshot import Snapshots, Stateful, as_optimizers
 from ranum.guards.symptoms import CODES, Monitor, Symptom, default_symptoms
 from ranum.guards.types import Culprit, Extremes, Finding, History, Incident, Reading
@@ -33,6 +34,8 @@ FAR_ABOVE = 1.0
 """A smoothed loss above its best value by this many times that value is not worth keeping."""
 NOISE = 4.0
 """... unless it is within this many mean deviations, as they were at the best value."""
+MARKS_KEPT = 2
+"""Newest snapshots whose batches can come again."""
 NEW_NORMAL = 500
 """Steps after which a loss that stays far above its best, without a fault, is accepted."""
 
@@ -99,8 +102,8 @@ class Guard:
         model: The module that holds all parameters being trained.
         optimizer: One optimizer or a list of them.
         symptoms: Rules over readings; `default_symptoms()` by default.
-        remedies: The ladder, mildest first: objects or built-in names ("skip", "rollback",
-            "stop"), which is the default. When none fits, training stops.
+        remedies: The ladder, mildest first: objects or built-in names ("retry", "skip",
+            "rollback", "stop"), which is the default. When none fits, training stops.
         sample_every: Steps between two measurements of every layer.
         snapshot_every: Steps between two snapshots, taken only while training goes well.
         schedulers: Schedulers, or anything with `state_dict` and `load_state_dict` that has
@@ -112,6 +115,9 @@ class Guard:
         on_finding: Called with every new finding.
         on_incident: Called with every incident, after the remedy has acted.
         history: A history to go on from, of a guard before a restart.
+        position: Where the run stands in its data; that of `batches` by default.
+        agree: With several processes, True for all of them if it is called with True in all;
+            a reduction over `torch.distributed` by default. Only asked after a fault.
 
     Raises:
         ArgumentError: If an argument breaks its rule.
@@ -133,6 +139,8 @@ class Guard:
         on_finding: Callable[[Finding], Any] | None = None,
         on_incident: Callable[[Incident], Any] | None = None,
         history: History | None = None,
+        position: Position | None = None,
+        agree: Callable[[bool], bool] | None = None,
     ) -> None:
         if (
             isinstance(snapshot_every, bool)
@@ -180,6 +188,12 @@ class Guard:
         self._candidate: int | None = None
         self._went_back = False
         self._next_snapshot = self._step
+        self._position = LoaderPosition() if position is None else position
+        self._agree = _agree if agree is None else agree
+        self._marks: dict[int, Any] = {}
+        self._here: Any = None
+        self._again: int | None = None
+        self._is_retry = False
 
     def __repr__(self) -> str:
         return (
@@ -198,6 +212,25 @@ class Guard:
         return self._step
 
     # --- plain loops -----------------------------------------------------------------------
+
+    def batches(self, loader: Iterable[_T]) -> Iterator[_T]:
+        """The batches of a loader; those since the last snapshot again, after a rollback.
+
+            for x, y in guard.batches(loader):
+                with guard.step((x, y)) as step:
+                    ...
+
+        They are kept in memory (host memory, as far as they come from there), at most a
+        twentieth of what is free; snapshots are taken more often where that is little. A
+        batch that the loop writes to cannot come again; then the data goes on.
+
+        Args:
+            loader: Anything iterable, for one pass.
+        """
+        if not isinstance(self._position, LoaderPosition):
+            raise ArgumentError("batches is for plain loops; this guard's adapter has the data.")
+        self.request_snapshot()
+        return self._position.iterate(loader)
 
     @contextmanager
     def step(self, batch: Any = None, *, epoch: int = 0) -> Iterator[Step]:
@@ -313,13 +346,15 @@ class Guard:
         self._reader.close()
         self.snapshots.clear()
 
-    def go_back(self, depth: int = 0) -> int | None:
+    def go_back(self, depth: int = 0, *, rewind: bool = True) -> int | None:
         """Goes back to a snapshot; for remedies.
 
         Cuts of the learning rate that were made after the snapshot stay in force.
 
         Args:
             depth: 0 for the newest, 1 for the one before, ...
+            rewind: Train on the batches since then once more, if they can come again; else
+                the data goes on. See `is_rewound`.
 
         Returns:
             The step gone back to; None, with nothing changed, if there is no snapshot or it
@@ -327,7 +362,13 @@ class Guard:
         """
         if self.snapshots.latest_step is None:
             return None
+        steps = self.snapshots.steps
+        mark = self._marks.get(steps[min(depth, len(steps) - 1)])
+        can_rewind = rewind and mark is not None
+        can_rewind = can_rewind and self._agree(self._position.can_go_back(mark))
         try:
+            if can_rewind:
+                self._position.go_back(mark)
             back_to = self.snapshots.restore(depth)
         except RanumError as error:
             if self.strict:
@@ -335,14 +376,41 @@ class Guard:
             self.snapshots.clear()
             self._report("going back", error, "New snapshots will be taken.")
             return None
-        for step, factor in self._cuts:
-            if step >= back_to:
-                _scale_learning_rates(self.optimizers, self.snapshots.schedulers, factor)
+        self._cut_again(back_to)
+        self._again = back_to if can_rewind else None
         self._went_back = True
         self._monitor.reset(back_to)
         self._health.restart()
         self._next_snapshot = self._step + self.snapshot_every
         return back_to
+
+    def retry(self) -> bool:
+        """The batch of this step comes once more, on the same state; for remedies.
+
+        Returns:
+            False, with nothing changed, if it cannot come again.
+        """
+        if self._here is None or not self._agree(self._position.can_go_back(self._here)):
+            return False
+        self._position.go_back(self._here)
+        self.snapshots.take_settings()
+        self._again, self._is_retry = self._step, True
+        self._went_back = True
+        return True
+
+    @property
+    def is_rewound(self) -> bool:
+        """True if batches will come again: after `go_back` or `retry`, until the next one."""
+        return self._again is not None
+
+    def request_snapshot(self) -> None:
+        """A snapshot is taken before the next step, if training goes well."""
+        self._next_snapshot = self._step
+
+    def _cut_again(self, back_to: int) -> None:
+        for step, factor in self._cuts:
+            if step >= back_to:
+                _scale_learning_rates(self.optimizers, self.snapshots.schedulers, factor)
 
     def scale_learning_rates(self, factor: float) -> None:
         """Multiplies all learning rates, in a way that lasts under schedulers and rollbacks.
@@ -359,12 +427,31 @@ class Guard:
 
     def _prepare(self) -> None:
         """Notes the state before the batch; takes a snapshot if one is due."""
-        is_due = self._step >= self._next_snapshot and self._health.is_good
+        # What the loop has done since it was sent back (stepped schedulers) did not happen.
+        again, self._again = self._again, None
+        if self._is_retry:
+            self._is_retry = False
+            self.snapshots.restore_settings()
+        elif again is not None:
+            self.snapshots.restore()
+            self._cut_again(again)
+        # Of several processes each has a memory of its own; they must take snapshots alike.
+        is_full = self._position.is_nearly_full and not _is_shared()
+        is_due = (self._step >= self._next_snapshot or is_full) and self._health.is_good
         if (self.snapshots.latest_step is None or is_due) and self.snapshots.is_ready:
             self.snapshots.take(self._step)
             self._candidate = self._step
             self._next_snapshot = self._step + self.snapshot_every
+            self._mark()
         self.snapshots.take_buffers()
+        self._here = self._position.mark()
+
+    def _mark(self) -> None:
+        """Notes where in the data the newest snapshot was taken."""
+        steps = self.snapshots.steps
+        self._marks = {step: mark for step, mark in self._marks.items() if step in steps}
+        self._marks[self._step] = self._position.mark()
+        self._position.keep_from(self._marks[sorted(self._marks)[-MARKS_KEPT:][0]])
 
     def _watch(self) -> None:
         self._watching = self._reader.watch(self._step)
@@ -376,6 +463,8 @@ class Guard:
             self._contained(_ALL, lambda: watching.__exit__(None, None, None))
 
     def _decide(self, loss: Tensor | float | None, epoch: int) -> Decision:
+        if _is_shared():
+            loss = None  # each process has its own; the gradients, which are shared, decide
         reading = self._reader.read(
             step=self._step, loss=loss, optimizer=self.optimizers, epoch=epoch
         )
@@ -396,7 +485,6 @@ class Guard:
         # Before anything else, so that the step is withheld even if the rest should fail.
         self._drop_gradients()
         self._health.restart()
-        self._drop_candidate()
         outcome, culprit = self._recover(finding, reading)
         incident = Incident(
             step=reading.step,
@@ -420,16 +508,21 @@ class Guard:
 
     def _recover(self, finding: Finding, reading: Reading) -> tuple[Outcome, Culprit | None]:
         self._contained("snapshots", self.snapshots.restore_buffers)
-        culprit = None
+        culprit, is_transient = None, False
         if not _is_finite(reading):
-            culprit = self._contained("the culprit search", self._find_culprit)
+            found = self._contained("the culprit search", self._find_culprit)
+            culprit, is_transient = found or (None, False)
+            is_transient = self._agree(is_transient)
             self._drop_gradients()
+        if not is_transient:
+            self._drop_candidate()
         fault = Fault(
             finding=finding,
             reading=reading,
             step=reading.step,
             epoch=reading.epoch,
             culprit=culprit,
+            is_transient=is_transient,
         )
         known = len(self._ladder.internal_faults)
         outcome = self._ladder.apply(fault, self)
@@ -449,19 +542,21 @@ class Guard:
             )
         return outcome, culprit
 
-    def _find_culprit(self) -> Culprit | None:
+    def _find_culprit(self) -> tuple[Culprit | None, bool]:
+        """The culprit; and True if the whole step was run again, and was finite."""
         batches = [batch for batch, _ in self._batches]
         replays = [replay for _, replay in self._batches if replay is not None]
 
         def run() -> list[Any]:
             return [replay() for replay in replays]
 
-        return find_culprit(
+        culprit = find_culprit(
             run if replays else None,
             model=self.model,
             batch=batches[0] if len(batches) == 1 else batches,
             strict=True,
         )
+        return culprit, culprit is None and len(replays) == len(batches)
 
     def _is_scaler_at_work(self, reading: Reading) -> bool:
         """True if the gradients are not finite because the scaler's scale is still too large."""
@@ -674,6 +769,23 @@ class _Health:
         """A fault: what comes next has to settle again."""
         self._good = 0
         self._mean = None
+
+
+def _is_shared() -> bool:
+    """True if several processes train together, which must decide alike."""
+    if not distributed.is_available() or not distributed.is_initialized():
+        return False
+    return distributed.get_world_size() > 1
+
+
+def _agree(answer: bool) -> bool:
+    """True if all processes answer True; each must be asked."""
+    if not _is_shared():
+        return answer
+    is_nccl = distributed.get_backend() == "nccl"
+    flag = torch.tensor(float(answer), device="cuda" if is_nccl else "cpu")
+    distributed.all_reduce(flag, distributed.ReduceOp.MIN)
+    return bool(flag)
 
 
 def _is_finite(reading: Reading) -> bool:

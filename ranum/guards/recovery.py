@@ -25,6 +25,8 @@ class Fault:
         step: Step that is withheld.
         epoch: Counting from 0.
         culprit: None where the replay found none, or there was nothing to replay.
+        is_transient: The whole step was run again, on the same numbers, and was finite: the
+            hardware or chance did it, not the data nor the weights.
     """
 
     finding: Finding
@@ -32,6 +34,7 @@ class Fault:
     step: int
     epoch: int = 0
     culprit: Culprit | None = None
+    is_transient: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +75,52 @@ class Remedy(Protocol):
         """Acts; None, with nothing changed, if it does not fit this fault or is used up."""
 
 
+class Retry:
+    """Trains on the batch once more: the result is that of a run without the fault.
+
+    Fits a fault that did not come again when the step was replayed (a flipped bit, a race),
+    where the batch can come again. Twice in a row it does not fit.
+
+    Args:
+        limit: Most retries within `apart` steps; hardware that goes on failing needs a person.
+        apart: Steps after which a retry is forgotten.
+
+    Raises:
+        ArgumentError: If an argument is not a positive integer.
+    """
+
+    name = "retry"
+
+    def __init__(self, limit: int = 3, apart: int = 100) -> None:
+        _require_positive_int(limit=limit, apart=apart)
+        self.limit = limit
+        self.apart = apart
+        self._recent: list[int] = []
+
+    def __repr__(self) -> str:
+        return f"Retry(limit={self.limit}, apart={self.apart})"
+
+    def apply(self, fault: Fault, guard: Guard) -> Outcome | None:
+        """Asks for the batch again; None if it does not fit."""
+        recent = [step for step in self._recent if fault.step - step <= self.apart]
+        is_again = bool(recent) and fault.step == recent[-1] + 1
+        if not fault.is_transient or is_again or len(recent) >= self.limit or not guard.retry():
+            return None
+        self._recent = [*recent, fault.step]
+        return Outcome(
+            action=self.name,
+            detail="the step was finite when it was run again: the batch is trained on once more",
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {"recent": list(self._recent)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes a `state_dict` back."""
+        self._recent = [int(step) for step in state["recent"]]
+
+
 class Skip:
     """Leaves the batch out: weights, moments and statistics are as if it had never come.
 
@@ -106,7 +155,7 @@ class Skip:
         if CODES[fault.finding.code].is_of_run:
             return None
         if culprit is None:
-            incidents = guard.history.incidents
+            incidents = [one for one in guard.history.incidents if one.action != Retry.name]
             if incidents and fault.step - incidents[-1].step <= self.apart:
                 return None
             detail = "left the batch out: a single fault whose origin was not found"
@@ -132,9 +181,10 @@ class Skip:
 class Rollback:
     """Goes back to a good snapshot, and on with smaller learning rates.
 
-    The first fault goes back to the newest snapshot. Each further fault within `patience`
-    steps of the rollback before goes one deeper: an older snapshot, in the end the first
-    state of the run.
+    The first fault goes back to the newest snapshot, and to its batches where they can come
+    again. Each further fault within `patience` steps of the rollback before goes one deeper:
+    an older snapshot, in the end the first state of the run; the data goes on then, for the
+    same batches have led there twice.
 
     Args:
         learning_rate_factor: What learning rates are multiplied by, each time; in (0, 1].
@@ -176,11 +226,12 @@ class Rollback:
         recent = [] if is_over else self._recent
         if len(recent) >= self.limit:
             return None
-        back_to = guard.go_back(len(recent))
+        back_to = guard.go_back(len(recent), rewind=not recent)
         if back_to is None:
             return None
         self._recent = [*recent, fault.step]
         detail = f"went back to step {back_to}"
+        detail += " and its batches" if guard.is_rewound else ""
         if self.learning_rate_factor < 1:
             guard.scale_learning_rates(self.learning_rate_factor)
             detail += f"; learning rate x {self.learning_rate_factor:.2g}"
@@ -207,21 +258,27 @@ class Stop:
         """Always fits."""
         back_to = None
         if fault.culprit is not None and fault.culprit.cause == "weights":
-            back_to = guard.go_back()
+            back_to = guard.go_back(rewind=False)
         what = "training ends: " + fault.finding.message
         if back_to is not None:
             what += f" The weights are those of step {back_to}."
         return Outcome(action=self.name, detail=what, back_to=back_to, stop=True)
 
 
-_BY_NAME: dict[str, Callable[[], Remedy]] = {"skip": Skip, "rollback": Rollback, "stop": Stop}
+_BY_NAME: dict[str, Callable[[], Remedy]] = {
+    "retry": Retry,
+    "skip": Skip,
+    "rollback": Rollback,
+    "stop": Stop,
+}
 
 
 class Ladder:
     """Remedies in the order in which they are tried.
 
     Args:
-        remedies: Objects, or names of built-in ones ("skip", "rollback", "stop").
+        remedies: Objects, or names of built-in ones ("retry", "skip", "rollback",
+            "stop").
         strict: Raise what a remedy raises, instead of switching it off.
 
     Raises:
@@ -259,8 +316,8 @@ class Ladder:
 
 
 def default_remedies() -> tuple[Remedy, ...]:
-    """Skip, roll back, stop."""
-    return (Skip(), Rollback(), Stop())
+    """Retry, skip, roll back, stop."""
+    return (Retry(), Skip(), Rollback(), Stop())
 
 
 def go_back(guard: Guard, fault: Fault) -> int | None:

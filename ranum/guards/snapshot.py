@@ -203,6 +203,7 @@ class Snapshots:
         self._spare: list[_Snapshot] = []
         self._buffers = _BufferCopies()
         self._before: RandomState | None = None
+        self._settings: tuple[list[Any], list[Any]] = ([], [])
         self._devices: frozenset[torch.device] | None = None
 
     def __repr__(self) -> str:
@@ -413,6 +414,30 @@ class Snapshots:
         self._buffers.restore()
         if self._before is not None:
             set_random_state(self._before)
+
+    def take_settings(self) -> None:
+        """Notes the optimizers' hyper-parameters, and the states of schedulers and scaler."""
+        groups = [
+            [{name: self._copied(value, {}) for name, value in group.items() if name != "params"}
+             for group in one.param_groups]
+            for one in self.optimizers
+        ]  # fmt: skip
+        others = [self._copied(one.state_dict(), {}) for one in self._others()]
+        self._settings = (groups, others)
+
+    def restore_settings(self) -> None:
+        """Puts back what `take_settings` noted; does nothing if it was not called."""
+        groups, others = self._settings
+        self._settings = ([], [])
+        for other, state in zip(self._others(), others, strict=False):
+            other.load_state_dict(state)
+        for optimizer, saved in zip(self.optimizers, groups, strict=False):
+            for group, values in zip(optimizer.param_groups, saved, strict=False):
+                for name, value in values.items():
+                    if isinstance(value, Tensor) and _fits(group.get(name), value):
+                        group[name].copy_(value)
+                    else:
+                        group[name] = value
 
     # --- parts -----------------------------------------------------------------------------
 

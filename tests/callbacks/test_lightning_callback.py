@@ -208,7 +208,7 @@ def test_the_loggers_writer_is_used(pl, tmp_path):
     ("options", "message"),
     [
         ({"analyze": "always"}, "analyze must be 'step' or 'off'; got 'always'"),
-        ({"on_fault": ("restart",)}, "on_fault must be a sequence of names out of skip"),
+        ({"on_fault": ("restart",)}, "on_fault must be a sequence of names out of retry, skip"),
         ({"on_fault": "skip"}, "on_fault must be a sequence of names"),
         ({"sample_every": 0}, "sample_every must be a whole number of at least 1; got 0"),
         ({"snapshot_every": 2.5}, "snapshot_every must be a whole number"),

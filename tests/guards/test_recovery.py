@@ -13,6 +13,7 @@ from ranum.guards.recovery import (
     Ladder,
     Outcome,
     Remedy,
+    Retry,
     Rollback,
     Skip,
     Stop,
@@ -32,17 +33,24 @@ class FakeGuard:
         self.history = SimpleNamespace(incidents=[])
         self.asked = []
 
-    def go_back(self, depth=0):
+    is_rewound = False
+    can_come_again = True
+
+    def go_back(self, depth=0, *, rewind=True):
         if not self.steps:
             return None
         self.asked.append(depth)
+        self.rewinds = rewind
         return self.steps[min(depth, len(self.steps) - 1)]
 
     def scale_learning_rates(self, factor):
         self.asked.append(factor)
 
+    def retry(self):
+        return self.can_come_again
 
-def fault(step=120, cause=None):
+
+def fault(step=120, cause=None, is_transient=False):
     finding = Finding(
         code="RN201", symptom="NonFinite", step=step, severity="fault", message="The loss is nan."
     )
@@ -50,7 +58,13 @@ def fault(step=120, cause=None):
         op="log", phase="forward", source=UNKNOWN, cause=cause, name="batch[0]"
     )
     reading = Reading(step=step, loss=float("nan"), grad_norm=None)
-    return Fault(finding=finding, reading=reading, step=step, culprit=culprit)
+    return Fault(
+        finding=finding,
+        reading=reading,
+        step=step,
+        culprit=culprit,
+        is_transient=is_transient,
+    )
 
 
 class Does:
@@ -98,7 +112,7 @@ def test_strict_raises():
 @pytest.mark.parametrize(
     ("remedies", "message"),
     [
-        (["leap"], "among 'skip', 'rollback', 'stop'; got 'leap'"),
+        (["leap"], "among 'retry', 'skip', 'rollback', 'stop'; got 'leap'"),
         ([3], "must have a name and an apply method; got 3"),
         ([Skip], "Pass objects"),
     ],
@@ -109,10 +123,30 @@ def test_ladder_arguments(remedies, message):
 
 
 def test_built_in_remedies_by_name():
-    ladder = Ladder(["skip", "rollback", "stop"])
-    assert [type(remedy) for remedy in ladder.remedies] == [Skip, Rollback, Stop]
+    ladder = Ladder(["retry", "skip", "rollback", "stop"])
+    assert [type(remedy) for remedy in ladder.remedies] == [Retry, Skip, Rollback, Stop]
     assert repr(ladder) == f"Ladder({list(default_remedies())!r}, strict=False)"
     assert all(isinstance(remedy, Remedy) for remedy in default_remedies())
+
+
+# --- retry --------------------------------------------------------------------------------------
+
+
+def test_retry_fits_what_did_not_come_again():
+    guard = FakeGuard()
+    assert Retry().apply(fault(is_transient=True), guard).action == "retry"
+    assert Retry().apply(fault(is_transient=False), guard) is None
+    guard.can_come_again = False
+    assert Retry().apply(fault(is_transient=True), guard) is None
+
+
+def test_retry_is_limited():
+    retry, guard = Retry(limit=2, apart=100), FakeGuard()
+    assert retry.apply(fault(10, is_transient=True), guard)
+    assert retry.apply(fault(11, is_transient=True), guard) is None  # it came again
+    assert retry.apply(fault(20, is_transient=True), guard)
+    assert retry.apply(fault(110, is_transient=True), guard) is None
+    assert retry.apply(fault(111, is_transient=True), guard)  # the first is forgotten
 
 
 # --- skip ---------------------------------------------------------------------------------------
@@ -139,8 +173,14 @@ def test_skip_is_limited_in_a_row():
 @pytest.mark.parametrize(("step", "fits"), [(120, False), (121, True)])
 def test_fault_without_culprit_must_come_alone(step, fits):
     guard = FakeGuard()
-    guard.history.incidents.append(SimpleNamespace(step=100))
+    guard.history.incidents.append(SimpleNamespace(step=100, action="rollback"))
     assert (Skip(apart=20).apply(fault(step), guard) is not None) is fits
+
+
+def test_a_batch_that_fails_again_after_a_retry_is_left_out():
+    guard = FakeGuard()
+    guard.history.incidents.append(SimpleNamespace(step=119, action="retry"))
+    assert Skip(apart=20).apply(fault(120), guard) is not None
 
 
 # --- rollback -----------------------------------------------------------------------------------
@@ -151,6 +191,7 @@ def test_rollback_goes_deeper_and_is_used_up():
     outcomes = [rollback.apply(fault(step), guard) for step in (120, 130, 140, 150)]
     assert [outcome and outcome.back_to for outcome in outcomes] == [100, 50, 0, None]
     assert guard.asked == [0, 0.1, 1, 0.1, 2, 0.1]
+    assert not guard.rewinds  # twice the same batches led there: the data goes on
     assert outcomes[0].detail == "went back to step 100; learning rate x 0.1"
     assert rollback.apply(fault(240), guard) is None  # still within patience of the last one
     assert rollback.apply(fault(241), guard).back_to == 100  # a new chain
@@ -161,10 +202,10 @@ def test_rollback_needs_a_snapshot():
     assert Rollback().apply(fault(), FakeGuard(())) is None
 
 
-@pytest.mark.parametrize("remedy", [Skip(), Rollback()])
+@pytest.mark.parametrize("remedy", [Retry(), Skip(), Rollback()])
 def test_remedy_state_is_plain(remedy):
     guard = FakeGuard()
-    remedy.apply(fault(9, "data"), guard)
+    remedy.apply(fault(9, "data", is_transient=True), guard)
     state = json.loads(json.dumps(remedy.state_dict()))
     other = type(remedy)()
     other.load_state_dict(state)
@@ -193,6 +234,7 @@ def test_helpers_for_other_remedies():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: Retry(limit=0), "limit must be a positive integer; got 0"),
         (lambda: Skip(limit=0), "limit must be a positive integer; got 0"),
         (lambda: Skip(apart=1.5), "apart must be a positive integer; got 1.5"),
         (lambda: Rollback(0), r"learning_rate_factor must be in \(0, 1\]; got 0"),
