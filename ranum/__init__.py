@@ -23,10 +23,10 @@ from ranum.errors import (
 
 if TYPE_CHECKING:
     from ranum.analysis import analyze
-    from ranum.analysis.confirm import confirm
+    from ranum.analysis.confirm import confirm, confirm_all, confirm_training
     from ranum.analysis.execution import Execution
     from ranum.analysis.interval import Interval
-    from ranum.analysis.result import Analysis, Defect, Witness
+    from ranum.analysis.result import Analysis, Defect, TrainingWitness, Witness
     from ranum.callbacks import RanumCallback
     from ranum.guards.guard import Guard
     from ranum.guards.types import Culprit, Finding, History, Incident
@@ -53,10 +53,13 @@ __all__ = [
     "RanumWarning",
     "RepairResult",
     "SearchSpace",
+    "TrainingWitness",
     "Witness",
     "__version__",
     "analyze",
     "confirm",
+    "confirm_all",
+    "confirm_training",
     "explain",
     "fix",
     "repair_configuration",
@@ -75,9 +78,12 @@ _HOMES = {
     "RanumCallback": "ranum.callbacks",
     "RepairResult": "ranum.repair.search",
     "SearchSpace": "ranum.repair.search",
+    "TrainingWitness": "ranum.analysis.result",
     "Witness": "ranum.analysis.result",
     "analyze": "ranum.analysis",
     "confirm": "ranum.analysis.confirm",
+    "confirm_all": "ranum.analysis.confirm",
+    "confirm_training": "ranum.analysis.confirm",
     "explain": "ranum.pages",
     "fix": "ranum.repair.clipping",
     "repair_configuration": "ranum.repair.search",

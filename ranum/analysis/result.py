@@ -77,6 +77,142 @@ class Witness:
         }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingWitness:
+    """Training data, inside the stated ranges, on which ordinary training runs into a defect.
+
+    Attributes:
+        batches: The distinct batches: tensors by input name, those that differ from the example.
+        order: For each step, the position of its batch. The last step is the one that fails.
+        optimizer: In words: "SGD(lr=0.1)".
+        operand: Smallest and largest element of the operator's operand when it failed.
+        outcome: What the operator gave: "-Inf", "Inf", "NaN", "gradient not finite".
+        loss: What the loss became in that step.
+        evaluations: Number of runs of the graph that the search took.
+        steps_tried: Number of training steps that the search took.
+        seed: Of the run's random numbers, set once before the first step.
+        start: Initial values of the parameters that were declared `free`, by name.
+        defect: What it proves.
+    """
+
+    batches: tuple[Mapping[str, Any], ...] = field(repr=False)
+    order: tuple[int, ...] = field(repr=False)
+    optimizer: str
+    operand: tuple[float, float]
+    outcome: str
+    loss: float | None
+    evaluations: int
+    steps_tried: int
+    seed: int
+    start: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    recipe: Any = field(default=None, repr=False, compare=False)
+    defect: Defect | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def steps(self) -> int:
+        """Steps that the optimizer takes before the one that fails."""
+        return len(self.order) - 1
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the data set to a file for `torch.load(path, weights_only=True)`.
+
+        It holds a dict: "batches", a list of dicts by input name, complete; "order"; "optimizer"
+        and "seed".
+
+        Args:
+            path: Where to; must end in ".pt".
+
+        Raises:
+            ArgumentError: If the path has another ending.
+        """
+        from ranum.analysis.confirm.training.saved import save
+
+        return save(self, path)
+
+    def save_script(
+        self, path: str | Path, make: str | None = None, optimizer: str | None = None
+    ) -> Path:
+        """Writes a script that trains into the failure, and says so; it is run once here.
+
+        It needs torch and the user's own code, and ends with exit code 1 at the step that fails,
+        with 0 once the operator is safe.
+
+        Args:
+            path: Where to; must end in ".py". The data lie beside it, ending in ".pt".
+            make: "module:function" of a function that returns what was analysed, as for
+                `Witness.save_test`.
+            optimizer: "module:function" of a function from parameters to the optimizer, for one
+                that cannot be written down from its settings.
+
+        Raises:
+            ArgumentError: If the path is no Python file, the target or the optimizer cannot be
+                made again, or the script that was written does not fail.
+        """
+        from ranum.analysis.confirm.training.saved import save_script
+
+        return save_script(self, path, make, optimizer)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; tensors are shown by shape and extremes."""
+        return {
+            "batches": [
+                {name: _summary(tensor) for name, tensor in batch.items()} for batch in self.batches
+            ],
+            "steps": self.steps,
+            "optimizer": self.optimizer,
+            "operand": list(self.operand),
+            "outcome": self.outcome,
+            "loss": self.loss,
+            "evaluations": self.evaluations,
+            "steps_tried": self.steps_tried,
+            "seed": self.seed,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effort:
+    """What a search for a proof did.
+
+    Attributes:
+        runs: Runs of the graph or the step.
+        steps: Training steps among them.
+        seconds: Wall clock.
+        tried: What was tried, in order, in words.
+        limits: What stood in the way, a sentence each: no gradient, integer inputs, random
+            numbers.
+    """
+
+    runs: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+    tried: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()
+
+    def __add__(self, other: Effort) -> Effort:
+        return Effort(
+            runs=self.runs + other.runs,
+            steps=self.steps + other.steps,
+            seconds=self.seconds + other.seconds,
+            tried=tuple(dict.fromkeys(self.tried + other.tried)),
+            limits=tuple(dict.fromkeys(self.limits + other.limits)),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "runs": self.runs,
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "tried": list(self.tried),
+            "limits": list(self.limits),
+        }
+
+    def __str__(self) -> str:
+        steps = f", {self.steps} training steps" if self.steps else ""
+        text = f"{self.runs} runs{steps} in {self.seconds:.1f} s: {', '.join(self.tried)}"
+        return ". ".join((text, *(limit.rstrip(".") for limit in self.limits)))
+
+
 def _summary(tensor: Any) -> dict[str, Any]:
     return {
         "shape": list(tensor.shape),
@@ -122,7 +258,9 @@ class Defect:
         remedy: What a developer would write instead, in one sentence.
         gradient_only: True if the value stays finite and only its gradient does not.
         severity: "possible" by the bounds, "certain" once a witness was found and re-run.
-        witness: The proof of a certain defect.
+        witness: The proof of a certain defect: inputs and weights.
+        training: The proof that training gets there.
+        effort: What the searches for proofs did; None if there was none.
         safe: Range of the operand in which the operator is harmless; None if there is none.
         reach: The narrowest weights with which it occurs: "initial" (as they were), "envelope"
             (within ten times that) or "anything" (only beyond).
@@ -146,6 +284,8 @@ class Defect:
     gradient_only: bool = False
     severity: Severity = "possible"
     witness: Witness | None = None
+    training: TrainingWitness | None = None
+    effort: Effort | None = None
     safe: tuple[float, float] | None = None
     reach: WeightLevel = "initial"
     growth: float | None = None
@@ -168,6 +308,33 @@ class Defect:
         only = "only " if self.reach == "anything" else ""
         return f"{only}once weights grow to about {self.times} times their initial size"
 
+    @property
+    def proof(self) -> str:
+        """How far it is proved.
+
+        "certain in training" if training data were found, or a batch that fails with the weights
+        as they are; "certain for some weights"; "possible, not shown" after a search without
+        result; "possible" without a search.
+        """
+        if self.training is not None or (self.witness is not None and not self.witness.weights):
+            return "certain in training"
+        if self.witness is not None:
+            return "certain for some weights"
+        return "possible" if self.effort is None else "possible, not shown"
+
+    @property
+    def prospect(self) -> str:
+        """What that means for the next run, in a sentence; "" if nothing was tried."""
+        steps = 0 if self.training is None else self.training.steps
+        if self.proof == "certain in training":
+            if not steps:
+                return "your next run fails as soon as it meets such a batch"
+            plural = "" if steps == 1 else "s"
+            return f"your next run can reach this in {steps} step{plural}"
+        if self.proof == "certain for some weights":
+            return "it fails once training has made the weights so"
+        return f"possible on paper, not shown in {self.effort}" if self.effort else ""
+
     def certain(self, witness: Witness) -> Defect:
         """The same defect with its proof."""
         return replace(self, severity="certain", witness=witness)
@@ -189,12 +356,15 @@ class Defect:
             "reach": self.reach,
             "growth": self.growth,
             "severity": self.severity,
+            "proof": self.proof,
             "witness": None if self.witness is None else self.witness.to_dict(),
+            "training": None if self.training is None else self.training.to_dict(),
+            "effort": None if self.effort is None else self.effort.to_dict(),
         }
 
     def __str__(self) -> str:
         return (
-            f"{self.code} {self.severity}: {self.op} at {self.source}: operand in {self.bounds}, "
+            f"{self.code} {self.proof}: {self.op} at {self.source}: operand in {self.bounds}, "
             f"fails for {self.bad}: {self.outcome} ({self.drift})"
         )
 

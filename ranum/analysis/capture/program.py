@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -31,6 +31,18 @@ class Origin(Protocol):
 
     def results(self, inputs: Mapping[str, Tensor]) -> list[Tensor] | None:
         """What the function itself returns, and gradients of its weights; None if at random."""
+
+    def fails_after(
+        self,
+        batches: Sequence[Mapping[str, Tensor]],
+        order: Sequence[int],
+        optimizer: Any,
+        weights: Mapping[str, Tensor],
+        node: str,
+        *,
+        gradient_only: bool,
+    ) -> bool | None:
+        """True if a node fails on the last batch, after the function's own training on the rest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ in float64 while searching, or in its own dtype to see what really happens.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -40,8 +41,20 @@ class Replay:
         self._wanted = tuple(dict.fromkeys(wanted))
         self._nodes = needed_nodes(self._graph, self._wanted)
         self._tails: dict[frozenset[int], list[Node]] = {}
-        self._settled: dict[int, Tensor] = _drawn(self._graph, draws)
+        self._draws = _drawn(self._graph, draws)
+        self._settled: dict[int, Tensor] = dict(self._draws)
         self._widened: dict[int, Tensor] = {}
+
+    def holding(self, leaves: Mapping[int, Tensor]) -> Replay:
+        """The same where other leaves than the recorded ones stand still.
+
+        Args:
+            leaves: Tensors in their own dtype, by value number.
+        """
+        other = copy.copy(self)
+        other._settled = {**self._draws, **leaves}
+        other._widened = {}
+        return other
 
     def run(
         self, leaves: Mapping[int, Tensor], *, straight_through: bool = False

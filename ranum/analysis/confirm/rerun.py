@@ -66,13 +66,13 @@ def rerun(
             for name, tensor in (originals | batch).items()
             if tensor.is_floating_point()
         }
-    probe = _Probe(context, defect, draws)
+    probe = Probe(context, defect, draws)
     try:
         with program.substituted(weights):
             torch.manual_seed(seed)
             with probe:
                 loss = program.step(*program.batch(batch))
-                has_bad_gradient = needs_gradient and _has_bad_gradient(
+                is_bad = needs_gradient and has_bad_gradient(
                     loss, [*program.parameters.values(), *batch.values()]
                 )
     except Exception:  # the user's step refuses such inputs: not a witness
@@ -80,7 +80,7 @@ def rerun(
     value = float(loss.detach().sum()) if isinstance(loss, Tensor) else None
     outcome = probe.outcome
     if needs_gradient:
-        outcome = "gradient not finite" if has_bad_gradient else None
+        outcome = "gradient not finite" if is_bad else None
     if outcome is None or probe.operand is None:
         return None
     if program.origin is not None:
@@ -95,14 +95,15 @@ def rerun(
     return Failure(probe.operand, outcome, value)
 
 
-def _has_bad_gradient(loss: Any, leaves: list[Tensor]) -> bool:
+def has_bad_gradient(loss: Any, leaves: list[Tensor]) -> bool:
+    """Runs the backward pass; True if some leaf's gradient is not finite."""
     if not isinstance(loss, Tensor) or not loss.requires_grad:
         return False
     loss.sum().backward()
     return any(leaf.grad is not None and not bool(leaf.grad.isfinite().all()) for leaf in leaves)
 
 
-class _Probe(DispatchMode):
+class Probe(DispatchMode):
     """Watches one operator of the user's step: finite operands in, what comes out."""
 
     def __init__(self, context: Context, defect: Defect, draws: list[Tensor] | None) -> None:

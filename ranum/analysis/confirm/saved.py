@@ -52,10 +52,10 @@ def save_test(witness: Witness, path: str | Path, make: str | None = None) -> Pa
     if witness.defect is None or witness.defect.context is None:
         raise ArgumentError("witness must come from confirm; this one has lost its defect.")
     defect, context = witness.defect, witness.defect.context
-    recipe = _recipe(context, target.parent, make)
+    recipe = recipe_of(context, target.parent, make)
     payload = io.BytesIO()
     batch = context.program.batch(dict(witness.inputs))
-    torch.save((_state(recipe, context, witness), batch), payload)
+    torch.save((module_state(recipe, context, witness.weights), batch), payload)
     packed = base64.b85encode(zlib.compress(payload.getvalue(), 9)).decode()
     beside = target.with_suffix(".pt")
     inline = len(packed) <= INLINE
@@ -79,7 +79,7 @@ def save_test(witness: Witness, path: str | Path, make: str | None = None) -> Pa
 
 
 @dataclass(frozen=True, slots=True)
-class _Recipe:
+class Recipe:
     """How a test gets at the user's program.
 
     Attributes:
@@ -99,7 +99,8 @@ class _Recipe:
     is_shared: bool
 
 
-def _recipe(context: Context, folder: Path, make: str | None) -> _Recipe:
+def recipe_of(context: Context, folder: Path, make: str | None) -> Recipe:
+    """How a file in a folder makes the target again; see `save_test`."""
     target, loss = context.program.target, context.program.loss
     if make is not None:
         name, separator, function = make.partition(":")
@@ -122,7 +123,7 @@ def _recipe(context: Context, folder: Path, make: str | None) -> _Recipe:
             "of a function that returns it."
         )
     root, name = _importable(user)
-    return _Recipe(
+    return Recipe(
         root=os.path.relpath(root, folder.resolve()),
         module=name,
         target=expression,
@@ -203,11 +204,11 @@ def _globals(function: Callable[..., Any], user: Any) -> Iterator[tuple[str, nn.
 # --- what goes into the file ---------------------------------------------------------------
 
 
-def _state(recipe: _Recipe, context: Context, witness: Witness) -> dict[str, dict[str, Tensor]]:
-    """State of each module with the witness's weights in it."""
-    moved = {
-        id(context.program.parameters[name]): tensor for name, tensor in witness.weights.items()
-    }
+def module_state(
+    recipe: Recipe, context: Context, weights: Mapping[str, Tensor]
+) -> dict[str, dict[str, Tensor]]:
+    """State of each module with some weights in it."""
+    moved = {id(context.program.parameters[name]): tensor for name, tensor in weights.items()}
     placed: set[int] = set()
     states = {}
     for expression, module in recipe.holders.items():
@@ -222,15 +223,37 @@ def _state(recipe: _Recipe, context: Context, witness: Witness) -> dict[str, dic
     return states
 
 
-def _text(defect: Defect, witness: Witness, recipe: _Recipe, packed: str | None) -> str:
-    import jinja2
-
+def _text(defect: Defect, witness: Witness, recipe: Recipe, packed: str | None) -> str:
     source = defect.source
     file = Path(source.file)
-    target = recipe.holders.get("target")
-    is_lightning = callable(getattr(target, "training_step", None))
-    call = "target.training_step(*batch, 0)" if is_lightning else "target(*batch)"
-    environment = jinja2.Environment(
+    text: str = (
+        environment()
+        .get_template("witness.py.jinja")
+        .render(
+            code=defect.code,
+            expression=" ".join((source.expression or defect.op).split()),
+            place=f"{file.name}:{source.line}",
+            outcome=witness.outcome.replace("gradient not finite", "a gradient that is not finite"),
+            name=re.sub(r"\W+", "_", f"{defect.op}_at_{file.stem}_{source.line}"),
+            root=repr(recipe.root),
+            module=repr(recipe.module),
+            target=recipe.target,
+            holders=list(recipe.holders),
+            op=defect.op,
+            call=written_call(recipe),
+            gradient_only=defect.gradient_only,
+            seed=witness.seed,
+            packed=packed and [repr(packed[i : i + 88]) for i in range(0, len(packed), 88)],
+        )
+    )
+    return text
+
+
+def environment() -> Any:
+    """The templates beside this file."""
+    import jinja2
+
+    return jinja2.Environment(
         loader=jinja2.PackageLoader("ranum.analysis.confirm"),
         trim_blocks=True,
         lstrip_blocks=True,
@@ -238,28 +261,20 @@ def _text(defect: Defect, witness: Witness, recipe: _Recipe, packed: str | None)
         undefined=jinja2.StrictUndefined,
         autoescape=False,
     )
-    return environment.get_template("witness.py.jinja").render(
-        code=defect.code,
-        expression=" ".join((source.expression or defect.op).split()),
-        place=f"{file.name}:{source.line}",
-        outcome=witness.outcome.replace("gradient not finite", "a gradient that is not finite"),
-        name=re.sub(r"\W+", "_", f"{defect.op}_at_{file.stem}_{source.line}"),
-        root=repr(recipe.root),
-        module=repr(recipe.module),
-        target=recipe.target,
-        holders=list(recipe.holders),
-        op=defect.op,
-        call=f"{recipe.loss}({call})" if recipe.loss else call,
-        gradient_only=defect.gradient_only,
-        seed=witness.seed,
-        packed=packed and [repr(packed[i : i + 88]) for i in range(0, len(packed), 88)],
-    )
+
+
+def written_call(recipe: Recipe) -> str:
+    """One step on `batch`, as an expression."""
+    target = recipe.holders.get("target")
+    is_lightning = callable(getattr(target, "training_step", None))
+    call = "target.training_step(*batch, 0)" if is_lightning else "target(*batch)"
+    return f"{recipe.loss}({call})" if recipe.loss else call
 
 
 # --- the test of the test ------------------------------------------------------------------
 
 
-def _fails(text: str, path: Path, recipe: _Recipe) -> str:
+def _fails(text: str, path: Path, recipe: Recipe) -> str:
     """Why the file does not do what it is for; "" if it fails as it should."""
     space: dict[str, Any] = {"__file__": str(path.resolve()), "__name__": path.stem}
     searched = list(sys.path)

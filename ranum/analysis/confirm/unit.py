@@ -10,20 +10,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from ranum.analysis.confirm.goals import Goal, goals
+from ranum.analysis.confirm.limits import limits
 from ranum.analysis.confirm.minimize import minimized
 from ranum.analysis.confirm.replay import RANDOM, Replay
 from ranum.analysis.confirm.rerun import Failure, rerun
 from ranum.analysis.confirm.search import Budget, Descent
 from ranum.analysis.confirm.space import Point, Space, Variable
 from ranum.analysis.evaluate import NotExecutableError
-from ranum.analysis.result import Analysis, Context, Defect, Witness
+from ranum.analysis.result import Context, Defect, Effort, Witness
 from ranum.errors import ArgumentError
 
 DRAWS = 30
@@ -33,6 +33,15 @@ DEARER = 16
 MARGINS = (1.0, 1.02, 1.2, 1.5, 2.0, 4.0)
 """Times as far as the nearest failing point of the graph, for which the user's code is tried:
 its rounding and its random numbers are others."""
+_WORDS = {
+    "_recorded": "the recorded step",
+    "_descents": "gradients towards the bad set",
+    "_special": "zeros and the ends of the ranges",
+    "_integers": "other integers",
+    "_again": "gradients from random points",
+    "_blind": "random points",
+}
+"""The stages of a search, for its reader."""
 NEAREST = 2
 """Weights nearest to the operator that are tried before all: a layer's matrix and its bias."""
 
@@ -57,34 +66,29 @@ def confirm(
         ArgumentError: If an argument breaks its rule, or the defect is detached from the
             analysis it came from.
     """
+    return attempt(defect, seconds=seconds, restarts=restarts, seed=seed)[0]
+
+
+def attempt(
+    defect: Defect, *, seconds: float = 10.0, restarts: int = 3, seed: int = 0
+) -> tuple[Witness | None, Effort]:
+    """As `confirm`, with what the search did."""
     if defect.context is None:
         raise ArgumentError("defect must come from an Analysis; this one has lost its context.")
     if not seconds > 0:
         raise ArgumentError(f"seconds must be positive; got {seconds!r}.")
     if restarts < 0:
         raise ArgumentError(f"restarts must be 0 or more; got {restarts!r}.")
-    return _Hunt(defect, defect.context, seconds, restarts, seed).run()
-
-
-def confirm_all(analysis: Analysis, *, seconds: float = 10.0, seed: int = 0) -> Analysis:
-    """The analysis with a witness for every defect that has one, certain defects first.
-
-    Args:
-        analysis: A result of `analyze`.
-        seconds: Time budget for all defects together, wall clock.
-        seed: Of the searches.
-    """
-    deadline = time.monotonic() + seconds
-    defects = []
-    for position, defect in enumerate(analysis.defects):
-        left = deadline - time.monotonic()
-        witness = None
-        if left > 0:
-            share = left / (len(analysis.defects) - position)
-            witness = confirm(defect, seconds=max(share, 0.05), seed=seed)
-        defects.append(defect if witness is None else defect.certain(witness))
-    defects.sort(key=lambda defect: defect.severity != "certain")
-    return replace(analysis, defects=tuple(defects))
+    started = time.monotonic()
+    hunt = _Hunt(defect, defect.context, seconds, restarts, seed)
+    witness = hunt.run()
+    effort = Effort(
+        runs=hunt.evaluations,
+        seconds=time.monotonic() - started,
+        tried=tuple(hunt.tried),
+        limits=limits(defect.context),
+    )
+    return witness, effort
 
 
 class _Hunt:
@@ -100,6 +104,12 @@ class _Hunt:
         self._space = Space.of(context)
         self._failure: tuple[Point, Failure] | None = None
         self._draws: list[Tensor] = []
+        self.tried: list[str] = []
+
+    @property
+    def evaluations(self) -> int:
+        """Runs of the graph or the step so far."""
+        return self._budget.evaluations
 
     def run(self) -> Witness | None:
         stages = (
@@ -111,6 +121,7 @@ class _Hunt:
             self._blind,
         )
         for stage in stages:
+            self.tried.append(_WORDS[stage.__name__])
             point = stage()
             if point is not None:
                 return self._witness(self._minimized(point))

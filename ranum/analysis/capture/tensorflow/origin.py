@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,6 +60,62 @@ class TensorFlowOrigin:
                 if not bad:
                     return bad
         return True
+
+    def fails_after(
+        self,
+        batches: Sequence[Mapping[str, Tensor]],
+        order: Sequence[int],
+        optimizer: Any,
+        weights: Mapping[str, Tensor],
+        node: str,
+        *,
+        gradient_only: bool,
+    ) -> bool | None:
+        """True if an operator fails on the last batch of a training run, in TensorFlow itself.
+
+        Args:
+            batches: The distinct batches, all inputs by name.
+            order: For each step, the position of its batch.
+            optimizer: A Keras optimizer; a fresh one of its kind and settings is used.
+            weights: Values of variables that start elsewhere than now, by parameter name.
+            node: Name of the operator in the function's graph.
+            gradient_only: Look at the gradients of the variables.
+
+        Returns:
+            None if that cannot be seen from here.
+        """
+        if not self.has_own_loss or not self.variables:
+            return None
+        tf = bridge.tensorflow()
+        fed = [
+            [tf.constant(batch[name].detach().numpy()) for name in self.names] for batch in batches
+        ]
+        with self._assigned(weights):
+            step = self._training_step(optimizer)
+            for number in order[:-1]:
+                step(*fed[number])
+            for _ in range(ATTEMPTS if self._draws_numbers else 1):
+                last = fed[order[-1]]
+                bad = self._gradient_fails(last) if gradient_only else self._node_fails(last, node)
+                if not bad:
+                    return bad
+        return True
+
+    def _training_step(self, optimizer: Any) -> Any:
+        tf = bridge.tensorflow()
+        fresh = type(optimizer).from_config(optimizer.get_config())
+        variables = list(self.variables.values())
+        fresh.build(variables)
+
+        def step(*fed: Any) -> None:
+            _, slopes = self._gradients(list(fed))
+            known = [
+                tf.zeros_like(variable) if slope is None else slope
+                for slope, variable in zip(slopes, variables, strict=True)
+            ]
+            fresh.apply(known, variables)
+
+        return tf.function(step, autograph=False)
 
     def results(self, inputs: Mapping[str, Tensor]) -> list[Tensor] | None:
         """Float results of the function, and their sum's gradients of the variables.

@@ -1,0 +1,349 @@
+"""The search for a course of training that ends in a defect.
+
+Each round tries some data on the real training, for as many steps as the horizon holds, and goes
+on with what brought the defect nearest; data that keep helping are trained on again and again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ranum.analysis.confirm.goals import Goal
+from ranum.analysis.confirm.replay import Replay
+from ranum.analysis.confirm.rerun import Failure
+from ranum.analysis.confirm.search import Budget
+from ranum.analysis.confirm.space import Space
+from ranum.analysis.confirm.training.aim import Aim
+from ranum.analysis.confirm.training.data import Batch, Slot
+from ranum.analysis.confirm.training.proposals import Cycle, Matcher, Wanted
+from ranum.analysis.confirm.training.trainer import State, Trainer
+from ranum.analysis.result import Context, Defect
+
+LONGEST = 4096
+"""Steps tried ahead at most."""
+LONGER = 4
+"""Times as many steps are looked ahead once no data help in fewer."""
+FIRST_ROUNDS = 30
+"""Gradients taken for the failing batch before the first step."""
+SHORT = 64
+"""Steps looked ahead before the search begins anew with contrasts."""
+AHEAD = 8
+"""Share of a round that slowed down which the next one looks ahead, one in so many."""
+SLOWING = 0.5
+"""Share of the first gain below which other data are looked for."""
+PATIENCE = 4
+"""Longer courses tried after one whose failure did not happen when it was run again."""
+DEAR = 0.02
+"""Seconds a step takes from which fewer proposals are tried."""
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """Training that fails.
+
+    Attributes:
+        batches: The distinct batches.
+        order: For each step, the position of its batch; the last is the one that fails.
+        failure: What happened there.
+    """
+
+    batches: tuple[Batch, ...]
+    order: tuple[int, ...]
+    failure: Failure
+
+
+class Search:
+    """The search for one defect.
+
+    Args:
+        context: Of the analysis.
+        defect: To be reached.
+        trainer: Runs the steps.
+        slots: The inputs that training data may change.
+        normalises: The optimizer looks at signs.
+        budget: Ends the search.
+        most: Steps a run may take.
+        start: Weights that begin elsewhere than recorded, by name.
+        agrees: Told the batches and their order, says whether they fail in the framework that
+            the step was lowered from.
+        tried: Told what is tried, in words.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        defect: Defect,
+        trainer: Trainer,
+        slots: tuple[Slot, ...],
+        *,
+        normalises: bool,
+        budget: Budget,
+        most: int,
+        start: Mapping[str, Tensor] | None = None,
+        agrees: Callable[[Sequence[Batch], Sequence[int]], bool] | None = None,
+        tried: list[str] | None = None,
+    ) -> None:
+        self._context = context
+        self._trainer = trainer
+        self._slots = slots
+        self._normalises = normalises
+        self._budget = budget
+        self._most = most
+        self._start = dict(start or {})
+        self._agrees = agrees
+        self._tried = [] if tried is None else tried
+        node = context.graph.nodes[defect.node]
+        draws = trainer.draws() if trainer.is_random else []
+        self._replay = Replay(context, (defect.operand, *node.operands), draws)
+        self._space = Space.of(context)
+        self._matcher = Matcher(context.program, slots)
+        self._accepted: list[tuple[Cycle, int]] = []
+        self._attempts = 0
+        self._step_seconds = 0.0
+        self._only_contrasts = False
+
+    def run(self, goals: Sequence[Goal]) -> Course | None:
+        """A course towards the first goal that can be reached, each in its share of the time."""
+        for position, goal in enumerate(goals):
+            with self._budget.share(len(goals) - position):
+                course = self.toward(goal)
+            if course is not None or self._budget.is_spent:
+                return course
+        return None
+
+    def toward(self, goal: Goal) -> Course | None:
+        """A course towards one goal, or None."""
+        self._say(f"inputs alone, operand {goal.way}")
+        aim = Aim(goal, self._replay, self._space, self._slots, self._budget)
+        self._begin()
+        aim.consider(self._trainer.weights, aim.ends())
+        here = aim.move(self._trainer.weights, FIRST_ROUNDS)
+        found = self._verified(aim)
+        if found is not None or here is None or not self._context.program.parameters:
+            return found
+        self._say("batches matched to the gradient wanted, trained on while they help")
+        found, horizon = self._course(aim, here, 1, SHORT)
+        if found is not None or self._is_over:
+            return found
+        self._say("contrasts: batches that hardly differ, labelled differently")
+        state, accepted = self._trainer.snapshot(), self._accepted
+        point = aim.point
+        self._begin()
+        start = aim.distance(self._trainer.weights)
+        self._only_contrasts = True
+        with self._budget.share(2):
+            found, _ = (None, 0) if start is None else self._course(aim, start, SHORT, LONGEST)
+        self._only_contrasts = False
+        if found is not None or self._budget.is_spent:
+            return found
+        self._trainer.restore(state)
+        self._accepted, aim.point = accepted, point
+        self._say(f"longer runs of matched batches, up to {LONGEST} steps ahead")
+        return self._course(aim, here, horizon, LONGEST)[0]
+
+    def _say(self, stage: str) -> None:
+        if stage not in self._tried:
+            self._tried.append(stage)
+
+    def _begin(self) -> None:
+        self._trainer.begin(self._start)
+        self._accepted, self._attempts = [], 0
+
+    def _course(
+        self, aim: Aim, here: float, horizon: int, longest: int
+    ) -> tuple[Course | None, int]:
+        """Rounds until it fails or no data help within the longest horizon; the horizon then."""
+        trainer = self._trainer
+        usual = 0.0
+        while not self._is_over and horizon <= longest:
+            moved = aim.move(trainer.weights, 1)  # what training did not bring does not count
+            here = here if moved is None else moved
+            begun, steps = here, trainer.steps
+            best = self._best(aim, here, horizon)
+            if isinstance(best, Course):
+                return best, horizon
+            if best is None:
+                horizon *= LONGER
+                continue
+            here, cycle = best
+            found = self._verified(aim)
+            if found is not None:
+                return found, horizon
+            outcome = self._onward(aim, cycle, here, (begun - here) / horizon, horizon)
+            if isinstance(outcome, Course):
+                return outcome, horizon
+            here = outcome
+            taken = max(trainer.steps - steps, 1)
+            rate = (begun - here) / taken
+            if rate < SLOWING * usual:
+                horizon = max(horizon * LONGER, min(taken // AHEAD, LONGEST))
+            usual = rate
+        return None, horizon
+
+    @property
+    def _is_over(self) -> bool:
+        return (
+            self._budget.is_spent or self._trainer.steps >= self._most or self._attempts > PATIENCE
+        )
+
+    # --- a round ----------------------------------------------------------------------------
+
+    def _best(self, aim: Aim, here: float, horizon: int) -> tuple[float, Cycle] | Course | None:
+        """The data that bring the goal nearest within the horizon; they have been trained on."""
+        trainer = self._trainer
+        before = trainer.snapshot()
+        point = aim.point
+        best: tuple[float, Cycle, int] | None = None
+        kept: tuple[State, dict[str, Tensor]] | None = None
+        for cycle in self._proposals(aim, horizon):
+            if self._is_over:
+                break
+            trainer.restore(before)
+            aim.point = point
+            taken = self._train(aim, cycle, horizon)
+            if isinstance(taken, Course):
+                return taken
+            distance = aim.move(trainer.weights, 1) if taken else None
+            if distance is not None and distance < (here if best is None else best[0]):
+                state, moved = trainer.snapshot(), aim.point
+                if not aim.fails(trainer.weights) and trainer.step(cycle[0]) != "stepped":
+                    continue  # a dead end: another operator fails next
+                best, kept = (distance, cycle, taken), (state, moved)
+                if horizon == 1 and self._step_seconds > DEAR:
+                    break
+        if best is None or kept is None:
+            trainer.restore(before)
+            aim.point = point
+            return None
+        trainer.restore(kept[0])
+        aim.point = kept[1]
+        self._accepted.append((best[1], best[2]))
+        return best[0], best[1]
+
+    def _proposals(self, aim: Aim, horizon: int) -> Iterator[Cycle]:
+        trainer = self._trainer
+        slope = aim.slope(trainer.weights)
+        if not slope:
+            yield (aim.batch(),)
+            yield ({},)
+            return
+        wanted = Wanted(slope, self._normalises)
+        if self._only_contrasts:
+            yield from self._matcher.contrasts(wanted, aim.point)
+            return
+        for start in ({}, aim.point, *aim.ends()):
+            matched = self._matcher.matched(wanted, start)
+            if matched is not None:
+                yield (matched[0],)
+            if self._step_seconds > DEAR and horizon == 1:
+                break
+        tried = {id(cycle): cycle for cycle, _ in self._accepted[-3:]}
+        yield from reversed(tried.values())
+        if horizon > 1 or self._step_seconds < DEAR:
+            yield from self._matcher.contrasts(wanted, aim.point)
+        yield (aim.batch(),)
+        yield ({},)
+
+    def _onward(
+        self, aim: Aim, cycle: Cycle, here: float, usual: float, horizon: int
+    ) -> float | Course:
+        """Trains on as long as it helps as much as at first."""
+        trainer = self._trainer
+        count = horizon
+        while not self._is_over:
+            before, point = trainer.snapshot(), aim.point
+            taken = self._train(aim, cycle, count)
+            if isinstance(taken, Course):
+                return taken
+            distance = aim.move(trainer.weights, 1) if taken else None
+            rate = 0.0 if distance is None else (here - distance) / taken
+            if distance is None or rate <= 0:
+                trainer.restore(before)
+                aim.point = point
+                return here
+            here = distance
+            self._accepted.append((cycle, taken))
+            found = self._verified(aim)
+            if found is not None:
+                return found
+            if rate < SLOWING * usual:
+                return here
+            count = min(2 * count, LONGEST)
+        return here
+
+    def _train(self, aim: Aim, cycle: Cycle, count: int) -> int | Course:
+        """Steps on a cycle of batches; how many were taken, 0 if one went wrong elsewhere."""
+        trainer = self._trainer
+        count = -(-count // len(cycle)) * len(cycle)
+        started = time.process_time()
+        for number in range(count):
+            batch = cycle[number % len(cycle)]
+            ended = trainer.step(batch)
+            if ended != "stepped":
+                if ended != "refused" and trainer.failure(batch) is not None:
+                    order = [*self._accepted, (cycle, number)]
+                    course = self._confirmed(order, batch)
+                    if course is not None:
+                        return course
+                return 0
+            if self._budget.is_spent:
+                return number + 1
+        self._step_seconds = (time.process_time() - started) / count
+        return count
+
+    # --- the proof --------------------------------------------------------------------------
+
+    def _verified(self, aim: Aim) -> Course | None:
+        if not aim.fails(self._trainer.weights):
+            return None
+        state = self._trainer.snapshot()
+        course = self._confirmed(self._accepted, aim.batch(), aim)
+        if course is None:
+            self._attempts += 1
+            self._trainer.restore(state)
+        return course
+
+    def _confirmed(
+        self, taken: list[tuple[Cycle, int]], failing: Batch, aim: Aim | None = None
+    ) -> Course | None:
+        """Trains again from the beginning; the course up to the first step that fails."""
+        batches: list[Batch] = []
+        seen: dict[int, int] = {}
+        order: list[int] = []
+        for cycle, count in taken:
+            for number in range(count):
+                batch = cycle[number % len(cycle)]
+                if id(batch) not in seen:
+                    seen[id(batch)] = len(batches)
+                    batches.append(batch)
+                order.append(seen[id(batch)])
+        trainer = self._trainer
+        trainer.begin(self._start)
+        every = max(1, len(order) // 64)
+        failure = None
+        for position, number in enumerate(order):
+            if aim is not None and position % every == 0 and aim.fails(trainer.weights):
+                random = torch.get_rng_state()
+                failure = trainer.failure(failing)
+                if failure is not None:
+                    order = order[:position]
+                    break
+                torch.set_rng_state(random)
+            if trainer.step(batches[number]) != "stepped":
+                failing, order = batches[number], order[:position]
+                break
+        failure = failure or trainer.failure(failing)
+        if failure is None:
+            return None
+        kept = sorted(set(order))
+        again = {number: place for place, number in enumerate(kept)}
+        distinct = (*(batches[number] for number in kept), failing)
+        places = (*(again[number] for number in order), len(kept))
+        if self._agrees is not None and not self._agrees(distinct, places):
+            return None
+        return Course(distinct, places, failure)

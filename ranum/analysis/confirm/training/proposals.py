@@ -1,0 +1,234 @@
+"""Training data to try next: batches whose update points where the goal lies.
+
+A batch whose gradient matches a wanted one is found by descending on the batch through the
+gradient itself, as in Zhu, Liu and Han, Deep Leakage from Gradients (NeurIPS 2019); the match is
+measured along the direction, as in Geiping et al., Inverting Gradients (NeurIPS 2020), since an
+optimizer chooses the length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ranum.analysis.capture.program import Program
+from ranum.analysis.confirm.training.data import Batch, Slot, own
+
+LENGTHS = (2.0, 0.5, 0.1)
+"""Steps of a batch up the match, in sizes of the input: to the ends of its range first."""
+CONTRASTS = (0.5, 0.2, 0.05, 0.02)
+"""How near two batches of different labels lie, in shares of the way to the failing batch."""
+BLUR = 1e-3
+"""Where an optimizer looks at signs: the size of a gradient, in mean sizes, that counts as none."""
+
+Point = dict[str, Tensor]
+Cycle = tuple[Batch, ...]
+"""Batches that are trained on in turn, over and over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Where the weights should go.
+
+    Attributes:
+        slope: Gradient of the goal by the weights, by name.
+        normalises: The optimizer looks at signs.
+    """
+
+    slope: Mapping[str, Tensor]
+    normalises: bool
+
+    def match(self, gradients: Mapping[str, Tensor]) -> Tensor:
+        """How far a step by these gradients goes in the wanted direction."""
+        terms = []
+        for name, slope in self.slope.items():
+            g = gradients.get(name)
+            if g is None:
+                continue
+            g = g.to(torch.float64)
+            if self.normalises:
+                g = g / (g.abs() + BLUR * g.abs().mean() + 1e-30)
+            terms.append((slope * g).sum())
+        return torch.stack(terms).sum() if terms else torch.zeros((), dtype=torch.float64)
+
+
+class Matcher:
+    """Finds batches whose training step goes where it is wanted.
+
+    Args:
+        program: What is trained.
+        slots: The inputs that training data may change.
+    """
+
+    def __init__(self, program: Program, slots: tuple[Slot, ...]) -> None:
+        self._program = program
+        self._slots = {one.name: one for one in slots}
+        self._floats = {name: one for name, one in self._slots.items() if one.variable is not None}
+
+    def matched(self, wanted: Wanted, start: Mapping[str, Tensor]) -> tuple[Batch, float] | None:
+        """A batch that matches well, and how well; None where the step has no second gradient.
+
+        Args:
+            wanted: Direction of the update.
+            start: Where to begin; inputs that are missing begin as recorded.
+        """
+        point = {name: start.get(name, one.recorded) for name, one in self._floats.items()}
+        choices = dict(self._best_choices(wanted, point))
+        try:
+            score, slopes = self._score(wanted, point, choices)
+            labelled = {n: self._liked(self._floats[n], x, slopes.get(n)) for n, x in point.items()}
+            if any(labelled[name] is not x for name, x in point.items()):
+                better, found = self._score(wanted, labelled, choices)
+                if better > score:
+                    point, score, slopes = labelled, better, found
+            for length in LENGTHS:
+                moved = {
+                    n: self._moved(self._floats[n], x, slopes.get(n), length)
+                    for n, x in point.items()
+                }
+                better, found = self._score(wanted, moved, choices)
+                if better > score:
+                    point, score = moved, better
+                    break
+        except RuntimeError:
+            return None
+        return {**own(self._floats, point), **choices}, score
+
+    def _liked(self, one: Slot, x: Tensor, slope: Tensor | None) -> Tensor:
+        """The labels that a slope likes best."""
+        if slope is None or not one.is_label:
+            return x
+        return one.legal(slope) if one.kind == "one-hot" else one.legal((slope > 0).to(slope.dtype))
+
+    def _moved(self, one: Slot, x: Tensor, slope: Tensor | None, length: float) -> Tensor:
+        """A step up a slope, of so many sizes of the input."""
+        if slope is None or one.is_label:
+            return x
+        assert one.variable is not None
+        return one.legal(x + length * one.variable.size * slope.sign())
+
+    def _score(
+        self, wanted: Wanted, point: Mapping[str, Tensor], choices: Batch
+    ) -> tuple[float, dict[str, Tensor]]:
+        leaves = {
+            name: self._floats[name].own(x).detach().clone().requires_grad_()
+            for name, x in point.items()
+        }
+        parameters = {
+            name: one for name, one in self._program.parameters.items() if name in wanted.slope
+        }
+        with torch.enable_grad():
+            loss = self._program.step(*self._program.batch({**leaves, **choices}))
+            assert loss is not None
+            gradients = torch.autograd.grad(
+                loss.sum(), list(parameters.values()), create_graph=True, allow_unused=True
+            )
+            named = {
+                name: g for name, g in zip(parameters, gradients, strict=True) if g is not None
+            }
+            score = wanted.match(named)
+            if not score.requires_grad or not leaves:
+                return float(score), {}
+            found = torch.autograd.grad(score, list(leaves.values()), allow_unused=True)
+        slopes = {
+            name: slope.detach().to(torch.float64)
+            for name, slope in zip(leaves, found, strict=True)
+            if slope is not None and bool(slope.isfinite().all()) and bool(slope.any())
+        }
+        return float(score.detach()), slopes
+
+    def _best_choices(
+        self, wanted: Wanted, point: Mapping[str, Tensor]
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Integer inputs: the number that matches best when it stands everywhere."""
+        for one in self._slots.values():
+            if one.choice is None:
+                continue
+            scored = []
+            for number in range(min(one.classes, 16)):
+                try:
+                    score, _ = self._score(wanted, point, {one.name: one.labelled(number)})
+                except RuntimeError:
+                    continue
+                scored.append((score, number))
+            if scored:
+                yield one.name, one.labelled(max(scored)[1])
+
+    def labels(
+        self, wanted: Wanted, point: Mapping[str, Tensor]
+    ) -> tuple[dict[str, int], dict[str, int]]:
+        """For each label, the number that matches best in a batch, and the one that does least."""
+        best: dict[str, int] = {}
+        worst: dict[str, int] = {}
+        floats = {name: point.get(name, one.recorded) for name, one in self._floats.items()}
+        try:
+            _, slopes = self._score(wanted, floats, {})
+        except RuntimeError:
+            slopes = {}
+        for name, one in self._slots.items():
+            if one.kind == "one-hot" and name in slopes:
+                totals = slopes[name].transpose(one.dim, -1).reshape(-1, one.classes).sum(0)
+                best[name], worst[name] = int(totals.argmax()), int(totals.argmin())
+            elif one.kind == "binary" and name in slopes:
+                best[name] = int(slopes[name].sum() > 0)
+                worst[name] = 1 - best[name]
+            elif one.choice is not None and one.classes <= 16:
+                scores = []
+                for number in range(one.classes):
+                    try:
+                        score, _ = self._score(wanted, floats, {name: one.labelled(number)})
+                    except RuntimeError:
+                        continue
+                    scores.append((score, number))
+                if scores:
+                    best[name], worst[name] = max(scores)[1], min(scores)[1]
+        return best, worst
+
+    def contrasts(self, wanted: Wanted, far: Mapping[str, Tensor]) -> Iterator[Cycle]:
+        """Pairs of batches that lie close together and are labelled differently.
+
+        What tells them apart is a steep slope, and it goes on rising behind them, up to the
+        failing batch: fitted data give no gradient, but data that can hardly be told apart do.
+
+        Args:
+            wanted: Direction of the update.
+            far: The failing batch.
+        """
+        best, worst = self.labels(wanted, far)
+        if not best:
+            return
+        for share in CONTRASTS:
+            for base, end in self._directions(far):
+                near = {name: base[name].lerp(end[name], share) for name in base}
+                if all(torch.equal(base[name], near[name]) for name in base):
+                    continue
+                yield tuple(
+                    own(
+                        self._slots,
+                        {
+                            **{name: self._slots[name].legal(x) for name, x in point.items()},
+                            **{name: self._slots[name].labelled(n) for name, n in chosen.items()},
+                        },
+                    )
+                    for point, chosen in ((near, best), (base, worst))
+                )
+
+    def _directions(self, far: Mapping[str, Tensor]) -> Iterator[tuple[Point, Point]]:
+        """Where the two batches of a contrast lie when they coincide, and where they part to."""
+        free = {
+            name: one for name, one in self._slots.items() if one.kind == "free" and name in far
+        }
+        for end in (-torch.inf, torch.inf):
+            base = {n: one.legal(torch.full_like(one.recorded, end)) for n, one in free.items()}
+            yield base, {name: far[name] for name in free}
+        generator = torch.Generator().manual_seed(0)
+        least, most = ({}, {})
+        for name, one in free.items():
+            low = one.legal(torch.full_like(one.recorded, -torch.inf))
+            high = one.legal(torch.full_like(one.recorded, torch.inf))
+            row = torch.rand(low.shape[1:] if low.dim() else (), generator=generator) < 0.5
+            least[name], most[name] = torch.where(row, low, high), torch.where(row, high, low)
+        yield {name: (least[name] + most[name]) / 2 for name in free}, most
