@@ -102,10 +102,11 @@ def test_only_zero_is_left_out_where_only_zero_does_harm():
     def step(x):
         return torch.log(x).sum()
 
-    analysis = ranum.analyze(step, X + 0.1, inputs={"x": (0, 2)})
-    (kept,) = ranum.fix(analysis, "x").kept
-    assert 0 < kept.lower < 1e-37
-    assert kept.upper == 2
+    for x in (X + 0.1, X + 1e-38, X):
+        analysis = ranum.analyze(step, x, inputs={"x": (0, 2)})
+        (kept,) = ranum.fix(analysis, "x").kept
+        assert 0 < kept.lower < 1e-37
+        assert kept.upper == 2
 
 
 def test_recorded_weights_stay_inside_and_nothing_is_pinned():

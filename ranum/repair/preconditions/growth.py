@@ -106,8 +106,8 @@ class Growth:
         return tuple((low, high) for low, high in pairs)
 
     def _value(self, end: _End, share: float) -> float:
-        if share >= 0.0 or share <= end.least:
-            return end.far if share >= 0.0 else end.near
+        if share <= end.least or share >= 0.0:
+            return end.near if share <= end.least else end.far
         place = self._places[end.place]
         way = place.height(end.far) - end.middle
         value = place.size * math.sinh(end.middle + 2.0**share * way)
