@@ -94,6 +94,8 @@ def _is_for(one: Clip | Rewrite, targets: Sequence[Any]) -> bool:
 def _words(one: Clip | Rewrite) -> str:
     if isinstance(one, Rewrite):
         return " ".join(one.edit.new.split())
+    if one.distance is not None:
+        return f"{one.defect.op}: {one.distance:.3g} away from 0"
     bounds = {"min": one.lower, "max": one.upper}
     shown = ", ".join(f"{name}={value:.3g}" for name, value in bounds.items() if value is not None)
     return f"{one.defect.op}: clamp({shown})" if shown else f"{one.defect.op}: none"

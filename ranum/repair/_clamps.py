@@ -9,6 +9,7 @@ import torch
 
 from ranum.analysis import facts
 from ranum.analysis.defects import find_defects
+from ranum.analysis.defects.find import moderate_part
 from ranum.analysis.graph import Graph, Node
 from ranum.analysis.result import Context, Defect
 
@@ -47,6 +48,35 @@ def clamp_bounds(defect: Defect, context: Context) -> tuple[float | None, float 
         upper = None if upper is None else readable(upper, math.floor)
         if trial.removes_cleanly(lower, upper):
             return lower, upper
+    return None
+
+
+def distance_from_zero(defect: Defect, context: Context) -> float | None:
+    """How far a divisor of either sign is to be kept from 0; None if that does not help.
+
+    The smallest power of two for which quotient and gradient stay finite, up to 1e-3; else the
+    smallest for which no rule objects.
+    """
+    node = context.graph.nodes[defect.node]
+    if defect.code != "RN103" or node.phase != "forward" or defect.safe is not None:
+        return None
+    if not defect.bounds.low < 0 < defect.bounds.high:
+        return None
+    trial = _Trial(defect, context)
+    first = math.ceil(math.log2(torch.finfo(defect.bounds.dtype).smallest_normal))
+    for finite, last in ((True, -10), (False, 0)):
+        low, high = first, last
+        if not trial.removes_apart(2.0**high, finite=finite):
+            continue
+        while low < high:
+            middle = (low + high) // 2
+            if trial.removes_apart(2.0**middle, finite=finite):
+                high = middle
+            else:
+                low = middle + 1
+        distance = readable(2.0**high, math.ceil)
+        if trial.removes_apart(distance, finite=finite, everywhere=True):
+            return distance
     return None
 
 
@@ -155,14 +185,52 @@ class _Trial:
         """True if, besides, the whole graph analysed again has gained no other defect."""
         if not self.removes(lower, upper):
             return False
-        if self._before is None:
-            defects, _ = find_defects(self._context.graph, self._context.start)
-            self._before = {(defect.code, defect.node) for defect in defects}
         after, _ = find_defects(
             self._context.graph, self._context.start, clips=self._clips(lower, upper)
         )
         found = {(defect.code, defect.node) for defect in after}
-        return found < self._before and not any(node == self._defect.node for _, node in found)
+        return found < self._defects_before() and not any(
+            node == self._defect.node for _, node in found
+        )
+
+    def removes_apart(self, distance: float, *, finite: bool, everywhere: bool = False) -> bool:
+        """True if the operator is harmless with its operand this far from 0, on either side.
+
+        Args:
+            distance: What is kept.
+            finite: Ask for finite results and gradients as well.
+            everywhere: Go on through the whole graph: whatever the two sides give there.
+        """
+        graph, sides = self._context.graph, []
+        for lower, upper in ((distance, None), (None, -distance)):
+            defects, known = find_defects(
+                graph,
+                self._context.intervals,
+                clips=self._clips(lower, upper),
+                gradient=1.0 if everywhere else GRADIENT_HEADROOM,
+                nodes=self._nodes,
+            )
+            if any(defect.node == self._defect.node for defect in defects):
+                return False
+            sides.append(known.intervals)
+        made = {number for node in self._nodes for number in node.outputs if number is not None}
+        hulls = {number: sides[0][number].hull(sides[1][number]) for number in made}
+        if finite and not all(interval.is_finite for interval in hulls.values()):
+            return False
+        if not everywhere:
+            return True
+        # An infinity made of finite operands is size alone, here as in the analysis.
+        hulls = {n: one if one.is_finite else moderate_part(one) for n, one in hulls.items()}
+        own = {node.index for node in self._nodes}
+        rest = [node for node in graph.nodes if node.index not in own]
+        after, _ = find_defects(graph, {**self._context.start, **hulls}, nodes=rest)
+        return {(defect.code, defect.node) for defect in after} < self._defects_before()
+
+    def _defects_before(self) -> set[tuple[str, int]]:
+        if self._before is None:
+            defects, _ = find_defects(self._context.graph, self._context.start)
+            self._before = {(defect.code, defect.node) for defect in defects}
+        return self._before
 
     def _clips(
         self, lower: float | None, upper: float | None

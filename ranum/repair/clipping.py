@@ -18,9 +18,9 @@ import torch
 from ranum.analysis.graph import Ref
 from ranum.analysis.result import Analysis, Context, Defect
 from ranum.errors import ArgumentError, PatchError
-from ranum.repair._clamps import clamp_bounds
+from ranum.repair._clamps import clamp_bounds, distance_from_zero
 from ranum.repair._places import placed
-from ranum.repair.patch import AppliedPatch, Edit, apply_edits, clip_edit, merged_diff
+from ranum.repair.patch import AppliedPatch, Edit, apply_edits, away_edit, clip_edit, merged_diff
 from ranum.repair.preconditions import Ranges, loosest_ranges
 from ranum.repair.rewriting import Proposal, proposals
 from ranum.repair.verify import Verification, place, verify
@@ -34,6 +34,8 @@ class Clip:
         defect: What it removes.
         lower: Smallest operand let through; None if there is no lower clamp.
         upper: Largest operand let through; None if there is no upper clamp.
+        distance: Smallest magnitude let through of an operand of either sign, which keeps it;
+            None if it is clamped at its ends.
         edit: The clamp as an edit of the user's expression; None if there is none.
         reason: Why there is no clip, or no edit; "" if there is one.
     """
@@ -41,13 +43,14 @@ class Clip:
     defect: Defect
     lower: float | None = None
     upper: float | None = None
+    distance: float | None = None
     edit: Edit | None = None
     reason: str = ""
 
     @property
     def is_found(self) -> bool:
         """True if bounds were found that remove the defect."""
-        return self.lower is not None or self.upper is not None
+        return not (self.lower is None and self.upper is None and self.distance is None)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -56,6 +59,7 @@ class Clip:
             "source": self.defect.source.to_dict(),
             "lower": self.lower,
             "upper": self.upper,
+            "distance": self.distance,
             "diff": "" if self.edit is None else self.edit.diff(),
             "reason": self.reason,
         }
@@ -63,6 +67,11 @@ class Clip:
     def __str__(self) -> str:
         if not self.is_found:
             return f"no clip for {self.defect.code} at {self.defect.source}: {self.reason}"
+        if self.distance is not None:
+            return (
+                f"the operand of {self.defect.op} kept {self.distance:g} away from 0, on its own "
+                f"side, at {self.defect.source}"
+            )
         bounds = ", ".join(
             f"{name}={value:g}"
             for name, value in (("min", self.lower), ("max", self.upper))
@@ -312,6 +321,9 @@ def smallest_clip(defect: Defect) -> Clip:
         raise ArgumentError("defect must come from an Analysis; this one has lost its context.")
     bounds = clamp_bounds(defect, context)
     if bounds is None:
+        distance = distance_from_zero(defect, context)
+        if distance is not None:
+            return _guard(defect, context, distance)
         return Clip(
             defect=defect,
             reason="no clamp of the operand keeps it away from the bad values "
@@ -334,6 +346,16 @@ def smallest_clip(defect: Defect) -> Clip:
     except PatchError as error:
         return Clip(defect=defect, lower=lower, upper=upper, reason=str(error))
     return Clip(defect=defect, lower=lower, upper=upper, edit=edit)
+
+
+def _guard(defect: Defect, context: Context, distance: float) -> Clip:
+    """The operand kept away from 0 on either side, as an edit where there is code."""
+    try:
+        source = placed(context.graph, context.graph.nodes[defect.node])
+        edit = away_edit(source, defect.op, distance, argument=_position(defect, context))
+    except PatchError as error:
+        return Clip(defect=defect, distance=distance, reason=str(error))
+    return Clip(defect=defect, distance=distance, edit=edit)
 
 
 def _position(defect: Defect, context: Context) -> int:

@@ -331,6 +331,61 @@ def added_edit(source: Source, op: str, amount: float, *, argument: int = 0) -> 
     return _edit(source, edit_in)
 
 
+def away_edit(source: Source, op: str, distance: float, *, argument: int = 1) -> Edit:
+    """Keeps an operand away from 0, on whichever side it is.
+
+    `a / x` becomes `a / torch.where(x < 0, x.clamp(max=-1e-3), x.clamp(min=1e-3))`. What is more
+    than a name is given one on the way, so that it is computed once.
+
+    Args:
+        source: Position of the expression, as recorded when it ran.
+        op: Canonical operator name.
+        distance: The smallest magnitude to let through; finite and positive.
+        argument: Which of the operator's arguments, from 0.
+
+    Raises:
+        ArgumentError: If the distance is not finite and positive.
+        PatchError: As `clip_edit`; or if the file has no name for the library.
+    """
+    if not (math.isfinite(distance) and distance > 0):
+        raise ArgumentError(f"distance must be finite and positive; got {distance}.")
+
+    def edit_in(tree: ast.Module, text: Text) -> _Change:
+        operand = find_operand(tree, text, source, op, argument)
+        if operand.is_overwritten:
+            raise PatchError(f"{op} at {source.location} overwrites its operand.")
+        names = Names(tree, source.file)
+        written = library(names, operand.expression, is_graph=bool(source.node))
+        start, end = span(operand.node, text)
+        shown = text.part(start, end)
+        first = name = shown
+        if not isinstance(operand.node, (ast.Name, ast.Attribute)):
+            name = _unused(tree, "divisor")
+            first = f"({name} := {shown})"
+        size = number_text(distance)
+        where = f"{spelled(names, written, 'where')}({first} < 0, "
+        if written == "torch":
+            new = f"{where}{name}.clamp(max=-{size}), {name}.clamp(min={size}))"
+        else:
+            less, more = (spelled(names, written, word) for word in ("minimum", "maximum"))
+            new = f"{where}{less}({name}, -{size}), {more}({name}, {size}))"
+        guarded = ast.parse(f"({new}\n)", mode="eval").body
+        splices = [Splice(start, end, instead=new)]
+        if (outer := _parentheses(text, start, end)) is not None:
+            splices.insert(0, Splice(*outer, instead=new))
+        return _Change(operand.expression, operand.node, guarded, splices)
+
+    return _edit(source, edit_in)
+
+
+def _unused(tree: ast.Module, wanted: str) -> str:
+    """A name that the file does not use."""
+    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    used |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+    numbered = (f"{wanted}_{number}" for number in range(2, len(used) + 3))
+    return next(name for name in (wanted, *numbered) if name not in used)
+
+
 @dataclass(frozen=True, slots=True)
 class _Change:
     """What is to become of a tree, and texts that may say so, nicest first."""

@@ -107,13 +107,44 @@ def test_the_clip_is_the_smallest_that_bears_the_gradient():
     assert GRADIENT_HEADROOM / (clip.lower / 4) > largest
 
 
-def test_a_denominator_of_both_signs_has_no_clip_and_says_so():
-    analysis = analyze(difference, X)
-    (clip,) = ranum.fix(analysis, rewrite=False)
+def test_a_denominator_of_both_signs_keeps_its_sign():
+    (clip,) = ranum.fix(analyze(difference, X), rewrite=False)
+    assert clip.is_found
+    assert clip.lower is None
+    assert "away from 0, on its own side" in str(clip)
+    found = ranum.fix(analyze(difference, X), rewrite=False)
+    assert "+    return (1 / torch.where((divisor := MODEL(x)) < 0, " in found.diff()
+    assert found.verify().remaining == ()
+    assert found.verify().change == 0.0
+
+
+def test_a_guarded_denominator_has_finite_quotients_and_gradients():
+    def step(x, gain):
+        return (x / gain).sum()
+
+    ones, gain = torch.ones(4), torch.tensor([-2.0, -1e-30, 0.0, 3.0], requires_grad=True)
+    ranges = {"x": (0, 1), "gain": (-4, 4)}
+    found = ranum.fix(analyze(step, ones, gain, inputs=ranges))
+    assert "torch.where(gain < 0, gain.clamp(max=-" in found.diff()
+    assert not bool(step(ones, gain).isfinite())
+    with found.apply():
+        loss = step(ones, gain)
+        loss.backward()
+        assert analyze(step, ones, gain, inputs=ranges).defects == ()
+    assert bool(loss.isfinite())
+    assert bool(gain.grad.isfinite().all())
+    distance = found.clips[0].distance
+    assert 1e-20 < distance < 1e-12  # its square must not underflow, nor the quotient overflow
+
+
+def test_a_sum_that_overflows_has_no_clip_and_says_so():
+    analysis = analyze(lambda x: MODEL(x).clamp(-87, 87).exp().sum(), X, weights="anything")
+    found = ranum.fix(analysis, rewrite=False)
+    (clip,) = found
     assert not clip.is_found
     assert "no clamp of the operand" in clip.reason
-    assert ranum.fix(analysis, rewrite=False).diff() == ""
-    assert "no clip for RN103" in str(clip)
+    assert found.diff() == ""
+    assert "no clip for RN107" in str(clip)
 
 
 def test_without_source_the_bounds_are_found_and_the_edit_is_refused():

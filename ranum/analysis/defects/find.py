@@ -224,14 +224,14 @@ class _Search:
         rule, problem = found
         self._part()
         if self._is_harmless(node, outputs):
-            return [_moderate_part(output) for output in outputs]
+            return [moderate_part(output) for output in outputs]
         if rule.is_about_size:
             usual = ordinary(self.judged, step, arguments, self._flagged)
             tamed = self.judged.outputs(step, usual)
             found = self._first_problem((rule,), node, usual, tamed)
             if found is None:
                 # Sizes do not add up behind this operator: as if its operands were ordinary.
-                parts = [one if one.is_finite else _moderate_part(one) for one in tamed]
+                parts = [one if one.is_finite else moderate_part(one) for one in tamed]
                 return self._merged(node, parts)
             problem = found[1]
         if not self.true.known.loose.isdisjoint(node.operands):
@@ -251,7 +251,7 @@ class _Search:
         if not all(is_finite(argument) for argument in arguments.values()):
             return outputs
         self._part()
-        return [_moderate_part(output) for output in outputs]
+        return [moderate_part(output) for output in outputs]
 
     def _rules_for(self, node: Node) -> _Rules:
         if node.phase == "backward":
@@ -326,7 +326,7 @@ class _Search:
             repaired = self.judged.outputs(step, self.judged.operands(step, clip))
             if repaired[0].is_finite:
                 outputs = repaired
-        return self._merged(node, [_moderate_part(output) for output in outputs])
+        return self._merged(node, [moderate_part(output) for output in outputs])
 
     def _merged(self, node: Node, outputs: list[Interval]) -> list[Interval]:
         if self.judged.keeps_blocks(node):
@@ -384,7 +384,7 @@ def _first_tensor(node: Node) -> str | None:
     return next((name for name, value in node.arguments.items() if isinstance(value, Ref)), None)
 
 
-def _moderate_part(interval: Interval) -> Interval:
+def moderate_part(interval: Interval) -> Interval:
     """Cut to the root of the largest number.
 
     Sums and products of what a repaired operator gives are not to be reported once more.

@@ -68,10 +68,10 @@ def loosest_ranges(
         found = _together(analysis, context, used, possible, deadline=deadline, seed=seed)
     kept: tuple[KeptRange, ...] = ()
     is_loosest = True
+    found = None if found is None else _grown(*found, seed)
     if found is not None:
-        trial, seed_box = found
-        box = Growth(trial, seed_box).loosest()
-        kept, is_loosest = _kept(trial, box), not trial.is_spent
+        trial, box = found
+        kept, is_loosest = _kept(analysis, trial, box), not trial.is_spent
         possible = [one for one in possible if all(one is not done for done in trial.targets)]
     reason = "no such range was found, nor a proof that there is none"
     left += [Uncured(defect=one, how="not found", reason=reason) for one in possible]
@@ -109,7 +109,27 @@ def _together(
     return best
 
 
-def _kept(trial: Trial, box: Box) -> tuple[KeptRange, ...]:
+def _grown(trial: Trial, inner: Box | None, seed: int) -> tuple[Trial, Box] | None:
+    """The loosest box, also of defects that come to light once those before them are gone."""
+    for _ in range(_ROUNDS):
+        if inner is None:
+            break
+        growth = Growth(trial, inner)
+        more = trial.uncovered(growth.roughly())
+        if not more:
+            box = growth.loosest()
+            more = trial.uncovered(box)
+            if not more:
+                return trial, box
+        trial = trial.with_targets(more)
+        inner = inner if trial.holds(inner) else inner_box(trial, seed)
+    return None
+
+
+_ROUNDS = 4
+
+
+def _kept(analysis: Analysis, trial: Trial, box: Box) -> tuple[KeptRange, ...]:
     program = trial.context.program
     kept = []
     for number, (place, pair) in enumerate(zip(trial.places, box, strict=True)):
@@ -117,6 +137,7 @@ def _kept(trial: Trial, box: Box) -> tuple[KeptRange, ...]:
             continue
         without = (*box[:number], place.full, *box[number + 1 :])
         back = trial.left(without)
+        removed = [one for one in trial.targets if key_of(one) in back]
         edit, reason = _edit(trial.context, place, pair)
         own = program.parameters if place.kind == "weight" else program.inputs
         kept.append(
@@ -128,7 +149,7 @@ def _kept(trial: Trial, box: Box) -> tuple[KeptRange, ...]:
                 analysed=place.full,
                 share=place.linear_share(pair),
                 log_share=place.share(pair),
-                removes=tuple(one for one in trial.targets if key_of(one) in back),
+                removes=tuple(one for one in removed if any(one is d for d in analysis.defects)),
                 outside=outside(own[place.name], pair) if place.name in own else 0,
                 edit=edit,
                 reason=reason,

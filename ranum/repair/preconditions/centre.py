@@ -71,7 +71,7 @@ def _by_candidates(trial: Trial, box: Box) -> Box | None:
 def _widened(trial: Trial, box: Box) -> Box:
     """As much of what was recorded as holds."""
     outer = tuple(place.recorded for place in trial.places)
-    return Growth(trial, box, outer).loosest()
+    return Growth(trial, box, outer).roughly()
 
 
 def _by_steps(trial: Trial, box: Box) -> Box | None:

@@ -85,6 +85,14 @@ class Growth:
             shares = self._improved(shares)
         return self._rounded(self._near_zero(self._box(self._polished(shares))))
 
+    def roughly(self) -> Box:
+        """A box that holds and is not much smaller than the loosest, in a few runs."""
+        if not self._ends:
+            return self._seed
+        least = [end.least for end in self._ends]
+        shares = self._freed(self._between(least, [0.0] * len(least)))
+        return self._box(self._polished(shares, (math.inf,)))
+
     def _all_ends(self) -> Iterable[_End]:
         for number, place in enumerate(self._places):
             pair, outer = self._seed[number], self._outer[number]
@@ -191,9 +199,9 @@ class Growth:
 
     # --- end by end ---------------------------------------------------------------------------
 
-    def _polished(self, shares: list[float]) -> list[float]:
+    def _polished(self, shares: list[float], strides: Sequence[float] = STRIDES) -> list[float]:
         """Moves each end outwards as far as it goes, again and again."""
-        for stride in STRIDES:
+        for stride in strides:
             before = shares
             for number in range(len(shares)):
                 if self._trial.is_spent:

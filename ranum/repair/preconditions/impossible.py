@@ -206,7 +206,7 @@ class _Fixed:
             met = [p for p in met if base[p.number] != 0.0]
             if not met:
                 break
-            base.update({place.number: _inside(place, 0.0) for place in met})
+            base[met[0].number] = _inside(met[0], 0.0)  # what lies behind may be settled now
         return base
 
     def _tensor(self, place: Place, fill: Any) -> Tensor:

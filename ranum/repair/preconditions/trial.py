@@ -58,6 +58,18 @@ class Trial:
         """True once the time is up."""
         return time.monotonic() > self._deadline
 
+    def with_targets(self, more: Sequence[Defect]) -> Trial:
+        """The same for more defects."""
+        trial = Trial(self.context, self.places, (*self.targets, *more), deadline=self._deadline)
+        trial._allowed = self._allowed - {key_of(defect) for defect in more}
+        return trial
+
+    def uncovered(self, box: Box) -> tuple[Defect, ...]:
+        """Defects of the whole graph in the ranges that are neither targeted nor may stay."""
+        found, _ = find_defects(self.context.graph, self.start(box))
+        known = self._allowed | {key_of(defect) for defect in self.targets}
+        return tuple(defect for defect in found if key_of(defect) not in known)
+
     def holds(self, box: Box) -> bool:
         """True if none of the targeted defects is left in the ranges, and none is new."""
         return not self.left(box)
