@@ -95,7 +95,7 @@ def test_an_input_stops_where_the_exponential_overflows():
     analysis = ranum.analyze(Exponential(), X, inputs={"x": (-300, 300)})
     (kept,) = ranum.fix(analysis, "inputs").kept
     assert kept.lower == -300
-    assert 87 < kept.upper < 88.8
+    assert 87 < kept.upper < 87.7  # and three of them can be added
 
 
 def test_only_zero_is_left_out_where_only_zero_does_harm():
@@ -425,4 +425,4 @@ def test_half_precision_has_its_own_limits():
     model = Exponential()
     analysis = ranum.analyze(model, X.half(), inputs={"x": (-300, 300)})
     (kept,) = ranum.fix(analysis, "inputs").kept
-    assert 10.5 < kept.upper < 11.1
+    assert 9.8 < kept.upper < 9.99  # three of them add up to no more than 65504
