@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
         default="operators",
         metavar="PLACE",
         help="where the cure goes: operators (the default), or the ranges of inputs, weights, all, "
-        "or of one input, weight or module by name or pattern: x, 'encoder.*'",
+        "or of some by name or pattern: x, 'encoder.*'; encoder is what that module returns",
     )
     fix.add_argument(
         "--seconds",

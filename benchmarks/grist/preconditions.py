@@ -88,7 +88,7 @@ def _outcome(
     name: str, analysis: Any, targets: Sequence[Any], where: str, options: argparse.Namespace
 ) -> Outcome:
     found = loosest_ranges(analysis, where, defects=targets, seconds=options.seconds)
-    chosen = chosen_places(analysis, analysis.context, where)
+    chosen = chosen_places(analysis.context, where)
     reached = [reaching(analysis.context, chosen, target) for target in targets]
     places = [place for place in chosen if any(place in one for one in reached)]
     others = None

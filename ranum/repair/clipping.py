@@ -210,7 +210,8 @@ def fix(
     Args:
         analysis: A result of `analyze`.
         where: "operators": at each defective operator. "inputs", "weights", "all", or the name
-            (or a pattern) of an input, a weight or a module with weights: their ranges.
+            (or a pattern) of inputs and weights: their ranges. The path (or a pattern) of
+            modules: the ranges of what they return.
         rewrite: False for clips only, at the operators.
         seconds: For the search of ranges, wall clock.
 

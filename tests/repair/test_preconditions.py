@@ -267,8 +267,28 @@ def test_unknown_places_are_refused():
 def test_places_are_chosen_by_name_pattern_and_module():
     _, analysis = classifier()
     last = {"layers.2.weight", "layers.2.bias"}
-    assert set(by_name(ranum.fix(analysis, "layers.2"))) == last
-    assert set(by_name(ranum.fix(analysis, "*.2.*"))) == last
+    assert set(by_name(ranum.fix(analysis, "layers.2.*"))) == last
+    assert {one.kind for one in ranum.fix(analysis, "layers.[12]").kept} == {"output"}
+
+
+def test_what_a_module_returns_is_clamped_by_a_hook():
+    model, analysis = classifier()
+    found = ranum.fix(analysis, "layers.2")
+    (kept,) = found.kept
+    assert (kept.kind, kept.outside) == ("output", 0)
+    assert 60 < kept.upper - kept.lower < 90
+    assert "in code, write .clamp" in kept.reason
+    assert found.verify().is_clean
+    assert found.verify().remaining == ()
+    loss = model(BATCH)
+    with found.apply(), torch.no_grad():
+        assert torch.equal(model(BATCH), loss)
+        pickle.loads(pickle.dumps(model))
+        bias = model.layers[2].bias.clone()
+        model.layers[2].bias[0] = 1e4
+        assert bool(model(BATCH).isfinite())
+        model.layers[2].bias.copy_(bias)
+    assert not model.layers[2]._forward_hooks
 
 
 # --- as lines of the step ------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Cures by ranges: the loosest inputs or weights for which the analysis finds no defect."""
+"""Cures by ranges: the loosest inputs, weights or module outputs without a defect."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def loosest_ranges(
 
     Args:
         analysis: A result of `analyze`.
-        where: "inputs", "weights", "all", or the name (or a pattern) of an input, a weight or
-            a module with weights.
+        where: "inputs", "weights", "all"; the name (or a pattern) of inputs and weights; or the
+            path (or a pattern) of modules, for what they return.
         defects: Those to remove; all by default.
         seconds: For the search, wall clock.
         seed: Of its random numbers.
@@ -52,7 +52,7 @@ def loosest_ranges(
     if context is None:
         raise ArgumentError("analysis must come from analyze; this one has lost its context.")
     started, deadline = time.process_time(), time.monotonic() + seconds
-    places = chosen_places(analysis, context, where)
+    places = chosen_places(context, where)
     wanted = analysis.defects if defects is None else tuple(defects)
     left: list[Uncured] = []
     possible: list[Defect] = []
@@ -130,7 +130,6 @@ _ROUNDS = 4
 
 
 def _kept(analysis: Analysis, trial: Trial, box: Box) -> tuple[KeptRange, ...]:
-    program = trial.context.program
     kept = []
     for number, (place, pair) in enumerate(zip(trial.places, box, strict=True)):
         if pair == place.full:
@@ -139,7 +138,6 @@ def _kept(analysis: Analysis, trial: Trial, box: Box) -> tuple[KeptRange, ...]:
         back = trial.left(without)
         removed = [one for one in trial.targets if key_of(one) in back]
         edit, reason = _edit(trial.context, place, pair)
-        own = program.parameters if place.kind == "weight" else program.inputs
         kept.append(
             KeptRange(
                 name=place.name,
@@ -150,12 +148,20 @@ def _kept(analysis: Analysis, trial: Trial, box: Box) -> tuple[KeptRange, ...]:
                 share=place.linear_share(pair),
                 log_share=place.share(pair),
                 removes=tuple(one for one in removed if any(one is d for d in analysis.defects)),
-                outside=outside(own[place.name], pair) if place.name in own else 0,
+                outside=_outside(trial.context, place, pair),
                 edit=edit,
                 reason=reason,
             )
         )
     return tuple(kept)
+
+
+def _outside(context: Context, place: Place, pair: Pair) -> int:
+    program = context.program
+    if place.kind == "output":
+        return int(place.recorded[0] < pair[0] or place.recorded[1] > pair[1])
+    own = program.parameters if place.kind == "weight" else program.inputs
+    return outside(own[place.name], pair) if place.name in own else 0
 
 
 def _edit(context: Context, place: Place, pair: Pair) -> tuple[Edit | None, str]:

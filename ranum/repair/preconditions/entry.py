@@ -42,6 +42,11 @@ def entry_edit(program: Program, place: Place, pair: Pair) -> Edit:
     Raises:
         PatchError: If that function has no source, or does not know the place by a name.
     """
+    if place.kind == "output":
+        raise PatchError(
+            f"{place.name} is clamped by a hook; in code, write .clamp(min=..., max=...) behind "
+            "its call."
+        )
     function = _entry(program)
     bounds = [
         f"{name}={number_text(end)}"

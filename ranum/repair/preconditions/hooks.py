@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_with_path
+from torch.utils._pytree import tree_map_only, tree_map_with_path
 
 from ranum.errors import PatchError
 from ranum.repair.patch import AppliedPatch
-from ranum.repair.preconditions.places import Pair
+from ranum.repair.preconditions.places import Kind, Pair
 
 
 @dataclass(frozen=True)
@@ -61,19 +61,32 @@ class ClampWeights:
             module.get_parameter(name).data.clamp_(*pair)
 
 
+@dataclass(frozen=True)
+class ClampOutputs:
+    """Clamps all floating-point tensors that a module returns.
+
+    Attributes:
+        pair: The range.
+    """
+
+    pair: Pair
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        """The output, clamped."""
+        return tree_map_only(
+            Tensor, lambda x: x.clamp(*self.pair) if x.is_floating_point() else x, output
+        )
+
+
 def hook_clamps(
-    module: nn.Module,
-    names: tuple[str, ...],
-    inputs: Mapping[str, Pair],
-    weights: Mapping[str, Pair],
+    module: nn.Module, names: tuple[str, ...], ranges: Mapping[tuple[Kind, str], Pair]
 ) -> AppliedPatch:
     """Puts the clamps on a module, until the patch is undone.
 
     Args:
         module: Is changed; its state dict is not.
         names: Of its positional arguments.
-        inputs: Ranges by input name.
-        weights: Ranges by parameter name.
+        ranges: By kind of place and name.
 
     Raises:
         PatchError: If the module takes no hooks, or has no such parameter.
@@ -84,13 +97,20 @@ def hook_clamps(
         for handle in handles:
             handle.remove()
 
+    inputs, weights, outputs = (
+        {name: pair for (kind, name), pair in ranges.items() if kind == wanted}
+        for wanted in ("input", "weight", "output")
+    )
     try:
         for name in weights:
             module.get_parameter(name)
+        for path, pair in outputs.items():
+            part = module.get_submodule(path)
+            handles.append(part.register_forward_hook(ClampOutputs(pair)))
         if weights:
-            handles.append(module.register_forward_pre_hook(ClampWeights(dict(weights))))
+            handles.append(module.register_forward_pre_hook(ClampWeights(weights)))
         if inputs:
-            hook = ClampInputs(names, dict(inputs))
+            hook = ClampInputs(names, inputs)
             handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
     except (AttributeError, RuntimeError) as error:
         undo()

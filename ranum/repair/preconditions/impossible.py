@@ -144,6 +144,7 @@ class _Fixed:
         others = [p for p in all_places(context) if p.number not in chosen]
         read = {operand for node in (*self._nodes, self._node) for operand in node.operands}
         self._others = tuple(place for place in others if place.number in read)
+        self._chosen = {place.number: place for place in places if place.kind == "output"}
         self._goals = goals(context, defect)
 
     def witness(self, deadline: float) -> dict[str, Tensor] | None:
@@ -256,6 +257,12 @@ class _Fixed:
             known = propagate(graph, {**intervals, **apart}, nodes=[node], blocks=True)
             outputs = [number for number in node.outputs if number is not None]
             intervals.update((number, known.intervals[number]) for number in outputs)
+            if not self._chosen.keys().isdisjoint(outputs):  # it may hold anything
+                number = next(iter(self._chosen.keys() & set(outputs)))
+                intervals[number] = (
+                    self._chosen[number].start.intersect(*self._chosen[number].full).with_nan(False)
+                )
+                continue
             settled = [_value(values, intervals, number) is not None for number in node.operands]
             if node.op in _FACTORS and not all(settled):
                 met += [owner[n] for n in node.operands if n in owner]

@@ -1,4 +1,4 @@
-"""The places whose ranges can be narrowed: inputs and weights of an analysed step."""
+"""The places whose ranges can be narrowed: inputs, weights, and what modules return."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import torch
 
 from ranum.analysis.graph import Value, fits
 from ranum.analysis.interval import Interval
-from ranum.analysis.result import Analysis, Context
+from ranum.analysis.result import Context
 from ranum.analysis.scan import finite_extremes
 from ranum.errors import ArgumentError
 
-Kind = Literal["input", "weight"]
+Kind = Literal["input", "weight", "output"]
 Pair = tuple[float, float]
 Box = tuple[Pair, ...]
 """One range per place."""
@@ -30,7 +30,7 @@ _KINDS: dict[str, tuple[Kind, ...]] = {
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    """A float input or a weight, one range for all its elements.
+    """A float input, a weight or the output of a module, one range for all its elements.
 
     Widths are measured on a scale that is linear for numbers as large as the tensor now holds,
     and logarithmic beyond: asinh(x / size). Ranges from -1 to 1 and up to the largest number
@@ -38,7 +38,7 @@ class Place:
 
     Attributes:
         number: Of its value in the graph.
-        name: Of the input or parameter.
+        name: Of the input or parameter, or path of the module.
         kind: What it is.
         start: Its range in the analysis.
         recorded: Smallest and largest element of the recorded step, cut to that range.
@@ -59,8 +59,8 @@ class Place:
         return max(self.start.low, -limit), min(self.start.high, limit)
 
     def kept(self, pair: Pair) -> Interval:
-        """The interval of the analysis, cut to a range."""
-        return self.start.intersect(*pair).with_nan(False)
+        """The interval of the analysis, cut to a range; a clamp lets NaN through."""
+        return self.start.intersect(*pair)
 
     def height(self, x: float) -> float:
         """Where a number lies on the scale."""
@@ -88,14 +88,13 @@ class Place:
         return (pair[1] / 2 - pair[0] / 2) / (high / 2 - low / 2) if high > low else 1.0
 
 
-def chosen_places(analysis: Analysis, context: Context, where: str) -> tuple[Place, ...]:
+def chosen_places(context: Context, where: str) -> tuple[Place, ...]:
     """The places that a word, a name or a pattern means.
 
     Args:
-        analysis: The analysis.
-        context: Its context.
-        where: "inputs", "weights", "all", the name of an input, a weight or a module (for the
-            weights in it), or a pattern of such names.
+        context: Of the analysis.
+        where: "inputs", "weights", "all"; the name, or a pattern, of inputs and weights; else
+            the path, or a pattern, of modules, for what they return.
 
     Raises:
         ArgumentError: If nothing is meant by it.
@@ -103,14 +102,16 @@ def chosen_places(analysis: Analysis, context: Context, where: str) -> tuple[Pla
     known = all_places(context)
     if where in _KINDS:
         return tuple(place for place in known if place.kind in _KINDS[where])
-    found = tuple(place for place in known if _is_meant(place, where))
-    if not found:
-        names = ", ".join(place.name for place in known) or "none"
-        raise ArgumentError(
-            "where must be 'operators', 'inputs', 'weights', 'all', or the name (or a pattern) of "
-            f"a float input, a weight or a module with weights; got {where!r}. Known: {names}."
-        )
-    return found
+    modules = tuple(_outputs(context))
+    for places in (known, modules):
+        found = tuple(place for place in places if fits(place.name, where))
+        if found:
+            return found
+    names = ", ".join(dict.fromkeys(place.name for place in known + modules)) or "none"
+    raise ArgumentError(
+        "where must be 'operators', 'inputs', 'weights', 'all', or the name (or a pattern) of a "
+        f"float input, a weight or a module; got {where!r}. Known: {names}."
+    )
 
 
 def all_places(context: Context) -> tuple[Place, ...]:
@@ -118,13 +119,19 @@ def all_places(context: Context) -> tuple[Place, ...]:
     return tuple(_places(context))
 
 
-def _is_meant(place: Place, pattern: str) -> bool:
-    if fits(place.name, pattern):
-        return True
-    if place.kind == "input":
-        return False
-    parts = place.name.split(".")
-    return any(fits(".".join(parts[:depth]), pattern) for depth in range(1, len(parts)))
+def _outputs(context: Context) -> Iterator[Place]:
+    for path, number in context.graph.module_outputs.items():
+        value, start = context.graph.values[number], context.intervals[number]
+        if not path or value.producer is None or not value.dtype.is_floating_point:
+            continue
+        if 0 in value.shape:
+            continue
+        low, high = (start.low, start.high) if value.observed is None else value.observed
+        pair = _inside(float(low), float(high), start)
+        size = max(abs(pair[0]), abs(pair[1]), 0.1)
+        place = Place(number, path, "output", start, pair, size)
+        if place.full[0] < place.full[1]:
+            yield place
 
 
 def _places(context: Context) -> Iterator[Place]:
@@ -153,7 +160,11 @@ def _floats(values: Iterable[Value]) -> Iterator[Value]:
 
 
 def _extremes(value: Value, start: Interval) -> Pair:
-    limit = torch.finfo(value.dtype).max
+    low, high = (start.low, start.high) if value.data is None else finite_extremes(value.data)
+    return _inside(low, high, start)
+
+
+def _inside(low: float, high: float, start: Interval) -> Pair:
+    limit = torch.finfo(start.dtype).max
     least, most = max(start.low, -limit), min(start.high, limit)
-    low, high = (least, most) if value.data is None else finite_extremes(value.data)
     return min(max(low, least), most), min(max(high, least), most)

@@ -5,28 +5,30 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from ranum.analysis.defects import find_defects
 from ranum.analysis.interval import Interval, format_number
+from ranum.analysis.propagate import Clips
 from ranum.analysis.result import Analysis, Context, Defect
 from ranum.errors import ArgumentError, PatchError
 from ranum.repair.patch import AppliedPatch, Edit, apply_edits, merged_diff
 from ranum.repair.preconditions.hooks import hook_clamps, outside
 from ranum.repair.preconditions.impossible import Uncured
-from ranum.repair.preconditions.places import Pair
+from ranum.repair.preconditions.places import Kind, Pair
+from ranum.repair.preconditions.trial import clips_of
 from ranum.repair.verify import Verification, verified, verify
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptRange:
-    """The range that one input or weight keeps.
+    """The range that one input, weight or output of a module keeps.
 
     Attributes:
-        name: Of the input or parameter.
-        kind: "input" or "weight".
+        name: Of the input or parameter, or path of the module.
+        kind: "input", "weight" or "output".
         lower: Its lower end.
         upper: Its upper end.
         analysed: The range it had in the analysis.
@@ -34,13 +36,14 @@ class KeptRange:
         log_share: The same on a scale that is logarithmic beyond the size that the tensor has
             now: asinh(x / size).
         removes: Defects that come back without it, while all the others are kept.
-        outside: How many elements of the weight, or of the example input, lie outside.
+        outside: How many elements of the weight, or of the example input, lie outside; of an
+            output 1 if any did in the recorded step.
         edit: The clamp as a line of the user's step; None if there is none.
         reason: Why there is no edit; "" if there is one.
     """
 
     name: str
-    kind: Literal["input", "weight"]
+    kind: Kind
     lower: float
     upper: float
     analysed: Pair
@@ -88,8 +91,11 @@ class KeptRange:
         text = f"{self.kind} {self.name} kept in {kept} of {whole}{part}"
         text += f": removes {codes}" if codes else ""
         if self.outside:
-            now = "of it" if self.kind == "weight" else "of the example"
-            text += f" ({self.outside} elements {now} lie outside, and would be moved)"
+            now = {"weight": "elements of it", "input": "elements of the example"}
+            what = (
+                f"{self.outside} {now[self.kind]}" if self.kind in now else "some of what it gave"
+            )
+            text += f" ({what} lie outside, and would be moved)"
         return text
 
 
@@ -141,12 +147,19 @@ class Ranges:
         """The interval of every leaf of the graph with them."""
         context = self._context
         start = dict(context.start)
-        pairs = {(one.kind == "input", one.name): one.clamp for one in self.kept}
+        leaves = [one for one in self.kept if one.kind != "output"]
+        pairs = {(one.kind == "input", one.name): one.clamp for one in leaves}
         for value in context.graph.leaves("input", "parameter"):
             pair = pairs.get((value.kind == "input", value.name))
             if pair is not None:
-                start[value.index] = start[value.index].intersect(*pair).with_nan(False)
+                start[value.index] = start[value.index].intersect(*pair)
         return start
+
+    def clips(self) -> Clips | None:
+        """The clamps of what modules return."""
+        graph = self._context.graph
+        outputs = {one.name: one.clamp for one in self.kept if one.kind == "output"}
+        return clips_of(graph, {graph.module_outputs[name]: p for name, p in outputs.items()})
 
     def apply(self, model: torch.nn.Module | None = None, *, project: bool = False) -> AppliedPatch:
         """Clamps in the running program, until the patch is undone or its `with` block ends.
@@ -180,11 +193,8 @@ class Ranges:
                 target: Any = program.target if model is None else model
                 if not isinstance(target, torch.nn.Module):
                     raise PatchError(hooked[0].reason)
-                inputs, weights = (
-                    {one.name: one.clamp for one in hooked if one.kind == kind}
-                    for kind in ("input", "weight")
-                )
-                applied.append(hook_clamps(target, program.argument_names, inputs, weights))
+                ranges = {(one.kind, one.name): one.clamp for one in hooked}
+                applied.append(hook_clamps(target, program.argument_names, ranges))
             if self.edits:
                 applied.append(apply_edits(self.edits))
         except BaseException:
@@ -207,7 +217,7 @@ class Ranges:
         context, defects = self._context, self.analysis.defects
         target = context.program.target
         if any(one.edit is None for one in self.kept) and not isinstance(target, torch.nn.Module):
-            remaining, _ = find_defects(context.graph, self.ranges())
+            remaining, _ = find_defects(context.graph, self.ranges(), clips=self.clips())
             return verified(defects, remaining)
         witnesses = [defect.witness for defect in self.cured if defect.witness is not None]
         return verify(

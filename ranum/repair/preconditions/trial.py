@@ -8,12 +8,14 @@ from collections.abc import Collection, Mapping, Sequence
 
 import torch
 
+from ranum.analysis import facts
 from ranum.analysis.defects import find_defects
-from ranum.analysis.graph import Node
+from ranum.analysis.graph import Graph, Node
 from ranum.analysis.interval import Interval
 from ranum.analysis.levels import cone
+from ranum.analysis.propagate import Clips
 from ranum.analysis.result import Context, Defect
-from ranum.repair.preconditions.places import Box, Place
+from ranum.repair.preconditions.places import Box, Pair, Place
 from ranum.source import Source
 
 Key = tuple[str, Source]
@@ -66,7 +68,7 @@ class Trial:
 
     def uncovered(self, box: Box) -> tuple[Defect, ...]:
         """Defects of the whole graph in the ranges that are neither targeted nor may stay."""
-        found, _ = find_defects(self.context.graph, self.start(box))
+        found, _ = find_defects(self.context.graph, self.start(box), clips=self.clips(box))
         known = self._allowed | {key_of(defect) for defect in self.targets}
         return tuple(defect for defect in found if key_of(defect) not in known)
 
@@ -91,13 +93,25 @@ class Trial:
         """The interval of every leaf, with the ranges of a box."""
         start = dict(self.context.start)
         for place, pair in zip(self.places, box, strict=True):
-            start[place.number] = place.kept(pair)
+            if place.kind != "output":
+                start[place.number] = place.kept(pair)
         return start
+
+    def clips(self, box: Box) -> Clips | None:
+        """The ranges of what modules return, where it is read."""
+        pairs = {
+            place.number: pair
+            for place, pair in zip(self.places, box, strict=True)
+            if place.kind == "output"
+        }
+        return clips_of(self.context.graph, pairs)
 
     def _run(self, box: Box) -> tuple[Sequence[Defect], Mapping[int, Interval]]:
         self.runs += 1
         start = {**self._base, **self.start(box)}
-        found, propagation = find_defects(self.context.graph, start, nodes=self._nodes)
+        found, propagation = find_defects(
+            self.context.graph, start, nodes=self._nodes, clips=self.clips(box)
+        )
         return found, propagation.intervals
 
     def _distance(self, defect: Defect, known: Mapping[int, Interval]) -> float:
@@ -121,6 +135,16 @@ class Trial:
         result = known[output]
         largest = torch.finfo(result.dtype).max if result.dtype.is_floating_point else math.inf
         return _level(largest, result) - _level(max(abs(result.low), abs(result.high)), result)
+
+
+def clips_of(graph: Graph, pairs: Mapping[int, Pair]) -> Clips | None:
+    """Clamps of values by number, in front of every operator that reads them."""
+    clips: dict[int, dict[int, Pair]] = {}
+    for number, pair in pairs.items():
+        for reader in graph.consumers().get(number, ()):
+            if graph.nodes[reader].phase == "forward":
+                clips.setdefault(reader, {})[facts.root(graph, number)] = pair
+    return clips or None
 
 
 def _level(x: float, of: Interval) -> float:
