@@ -52,6 +52,7 @@ class Aim:
             for value in graph.leaves("parameter")
             if value.name in goal.context.program.parameters and replay.depends_on(value.index)
         }
+        self._rung = 0
         self.point: Point = {name: one.recorded for name, one in self._slots.items()}
 
     def ends(self) -> list[Point]:
@@ -99,7 +100,9 @@ class Aim:
                 break
             slopes = self._alike(replay, slopes, best)
             improved = False
-            for length in LENGTHS:
+            for rung, length in enumerate(LENGTHS):
+                if rung < self._rung:
+                    continue
                 point = {
                     name: self._stepped(name, x, slopes[name], length) if name in slopes else x
                     for name, x in self.point.items()
@@ -109,9 +112,12 @@ class Aim:
                 distance = self._number(replay, point)
                 if distance is not None and (best is None or distance < best):
                     best, self.point, improved = distance, point, True
+                    self._rung = max(rung - 1, 0)
                     break
-            if not improved:
+            if not improved and self._rung == 0:
                 break
+            if not improved:
+                self._rung = 0
         return best
 
     def _alike(

@@ -28,9 +28,11 @@ LONGEST = 4096
 """Steps tried ahead at most."""
 LONGER = 4
 """Times as many steps are looked ahead once no data help in fewer."""
-FIRST_ROUNDS = 30
-"""Gradients taken for the failing batch before the first step."""
-SHORT = 64
+FIRST_ROUNDS = 10
+"""Times three gradients taken for the failing batch before the first step."""
+NO_GAIN = 0.01
+"""Share of the distance below which three more gradients have brought nothing."""
+SHORT = 256
 """Steps looked ahead before the search begins anew with contrasts."""
 AHEAD = 8
 """Share of a round that slowed down which the next one looks ahead, one in so many."""
@@ -38,8 +40,16 @@ SLOWING = 0.5
 """Share of the first gain below which other data are looked for."""
 PATIENCE = 4
 """Longer courses tried after one whose failure did not happen when it was run again."""
-DEAR = 0.02
-"""Seconds a step takes from which fewer proposals are tried."""
+MOVES = 2
+"""Gradients taken for the failing batch after each trial."""
+DIMMED = (0.3, 0.1, 0.03)
+"""Shares of the way to the failing batch where matches begin as well."""
+CORNERS = 3
+"""Cycles of random batches tried in a round."""
+LONGEST_CYCLE = 8
+"""Random batches of one cycle at most."""
+LEAST_GAIN = 1e-3
+"""Share of the distance that a round must bring at least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +132,14 @@ class Search:
         aim = Aim(goal, self._replay, self._space, self._slots, self._budget)
         self._begin()
         aim.consider(self._trainer.weights, aim.ends())
-        here = aim.move(self._trainer.weights, FIRST_ROUNDS)
-        found = self._verified(aim)
-        if found is not None or here is None or not self._context.program.parameters:
-            return found
+        here = aim.distance(self._trainer.weights)
+        for _ in range(FIRST_ROUNDS):
+            before, here = here, aim.move(self._trainer.weights, 3)
+            found = self._verified(aim)
+            if found is not None or here is None or not self._context.program.parameters:
+                return found
+            if before is None or before - here < NO_GAIN * abs(here):
+                break
         self._say("batches matched to the gradient wanted, trained on while they help")
         found, horizon = self._course(aim, here, 1, SHORT)
         if found is not None or self._is_over:
@@ -161,10 +175,10 @@ class Search:
         trainer = self._trainer
         usual = 0.0
         while not self._is_over and horizon <= longest:
-            moved = aim.move(trainer.weights, 1)  # what training did not bring does not count
+            moved = aim.move(trainer.weights, MOVES)  # what training did not bring does not count
             here = here if moved is None else moved
             begun, steps = here, trainer.steps
-            best = self._best(aim, here, horizon)
+            best = self._best(aim, here, horizon, usual)
             if isinstance(best, Course):
                 return best, horizon
             if best is None:
@@ -193,11 +207,14 @@ class Search:
 
     # --- a round ----------------------------------------------------------------------------
 
-    def _best(self, aim: Aim, here: float, horizon: int) -> tuple[float, Cycle] | Course | None:
+    def _best(
+        self, aim: Aim, here: float, horizon: int, usual: float
+    ) -> tuple[float, Cycle] | Course | None:
         """The data that bring the goal nearest within the horizon; they have been trained on."""
         trainer = self._trainer
         before = trainer.snapshot()
         point = aim.point
+        wanted = here - LEAST_GAIN * max(abs(here), 1.0)
         best: tuple[float, Cycle, int] | None = None
         kept: tuple[State, dict[str, Tensor]] | None = None
         for cycle in self._proposals(aim, horizon):
@@ -208,14 +225,14 @@ class Search:
             taken = self._train(aim, cycle, horizon)
             if isinstance(taken, Course):
                 return taken
-            distance = aim.move(trainer.weights, 1) if taken else None
-            if distance is not None and distance < (here if best is None else best[0]):
+            distance = aim.move(trainer.weights, MOVES) if taken else None
+            if distance is not None and distance < (wanted if best is None else best[0]):
                 state, moved = trainer.snapshot(), aim.point
                 if not aim.fails(trainer.weights) and trainer.step(cycle[0]) != "stepped":
                     continue  # a dead end: another operator fails next
                 best, kept = (distance, cycle, taken), (state, moved)
-                if horizon == 1 and self._step_seconds > DEAR:
-                    break
+                if (here - distance) / taken >= SLOWING * usual > 0:
+                    break  # as good as it was: no need to look for better
         if best is None or kept is None:
             trainer.restore(before)
             aim.point = point
@@ -229,25 +246,33 @@ class Search:
         trainer = self._trainer
         slope = aim.slope(trainer.weights)
         if not slope:
-            yield (aim.batch(),)
-            yield ({},)
+            yield from ((aim.batch(),), ({},), self._matcher.corners(1))
             return
         wanted = Wanted(slope, self._normalises)
         if self._only_contrasts:
             yield from self._matcher.contrasts(wanted, aim.point)
             return
-        for start in ({}, aim.point, *aim.ends()):
+        tried = {id(cycle): cycle for cycle, _ in self._accepted[-3:]}
+        yield from reversed(tried.values())
+        for start in self._starts(aim, horizon):
             matched = self._matcher.matched(wanted, start)
             if matched is not None:
                 yield (matched[0],)
-            if self._step_seconds > DEAR and horizon == 1:
-                break
-        tried = {id(cycle): cycle for cycle, _ in self._accepted[-3:]}
-        yield from reversed(tried.values())
-        if horizon > 1 or self._step_seconds < DEAR:
+        for _ in range(CORNERS):
+            yield self._matcher.corners(min(horizon, LONGEST_CYCLE))
+        if horizon > 1:
             yield from self._matcher.contrasts(wanted, aim.point)
         yield (aim.batch(),)
         yield ({},)
+
+    def _starts(self, aim: Aim, horizon: int) -> Iterator[Mapping[str, Tensor]]:
+        """Where matches begin: as recorded, at the failing batch and the ends, and between."""
+        yield {}
+        yield aim.point
+        yield from aim.ends()
+        if horizon > 1:
+            for share in DIMMED:
+                yield self._matcher.dimmed(aim.point, share)
 
     def _onward(
         self, aim: Aim, cycle: Cycle, here: float, usual: float, horizon: int
@@ -260,9 +285,9 @@ class Search:
             taken = self._train(aim, cycle, count)
             if isinstance(taken, Course):
                 return taken
-            distance = aim.move(trainer.weights, 1) if taken else None
+            distance = aim.move(trainer.weights, MOVES) if taken else None
             rate = 0.0 if distance is None else (here - distance) / taken
-            if distance is None or rate <= 0:
+            if distance is None or here - distance < LEAST_GAIN * max(abs(here), 1.0):
                 trainer.restore(before)
                 aim.point = point
                 return here

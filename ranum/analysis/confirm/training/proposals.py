@@ -66,6 +66,7 @@ class Matcher:
     def __init__(self, program: Program, slots: tuple[Slot, ...]) -> None:
         self._program = program
         self._slots = {one.name: one for one in slots}
+        self._generator = torch.Generator().manual_seed(0)
         self._floats = {name: one for name, one in self._slots.items() if one.variable is not None}
 
     def matched(self, wanted: Wanted, start: Mapping[str, Tensor]) -> tuple[Batch, float] | None:
@@ -156,6 +157,34 @@ class Matcher:
                 scored.append((score, number))
             if scored:
                 yield one.name, one.labelled(max(scored)[1])
+
+    def corners(self, count: int) -> Cycle:
+        """Random batches of equal rows at the ends of the ranges, new ones every time."""
+        return tuple(self._corner() for _ in range(count))
+
+    def _corner(self) -> Batch:
+        point = {}
+        for name, one in self._slots.items():
+            if one.is_label:
+                number = int(torch.randint(one.classes, (), generator=self._generator))
+                point[name] = one.labelled(number)
+                continue
+            x = one.recorded
+            row = torch.rand(x.shape[1:] if x.dim() else (), generator=self._generator) < 0.5
+            point[name] = one.legal(
+                torch.where(row, torch.full_like(x, torch.inf), torch.full_like(x, -torch.inf))
+            )
+        return own(self._slots, point)
+
+    def dimmed(self, far: Mapping[str, Tensor], share: float) -> Point:
+        """A part of the way from the middle, or the nearer end, to the failing batch."""
+        found = {}
+        for name, one in self._slots.items():
+            if one.kind != "free" or name not in far or one.variable is None:
+                continue
+            zero = one.legal(torch.zeros_like(one.recorded))
+            found[name] = one.legal(zero.lerp(far[name], share))
+        return found
 
     def labels(
         self, wanted: Wanted, point: Mapping[str, Tensor]
