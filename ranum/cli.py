@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ranum import _confirm_command
 from ranum._version import __version__
 from ranum.errors import ArgumentError, PatchError, RanumError
 
@@ -58,6 +59,8 @@ def _parser() -> argparse.ArgumentParser:
         "--save", metavar="PATH", help="also write the analysis to a .html or .json file"
     )
     analyze.set_defaults(run=_analyze)
+
+    _confirm_command.add(commands, _add_program, _analysis)
 
     fix = commands.add_parser(
         "fix",

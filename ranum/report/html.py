@@ -239,6 +239,9 @@ def _defect(defect: Defect, times: int, diff: str) -> dict[str, Any]:
         "drift": words.clean(defect.drift),
         "remedy": words.clean(defect.remedy),
         "witness": _prose(words.witness(defect.witness, defect.op)) if defect.witness else "",
+        "training": _prose(words.training(defect.training, defect.op)) if defect.training else "",
+        "prospect": words.prospect(defect),
+        "proof": defect.proof,
         "diff": _diff(diff),
     }
 

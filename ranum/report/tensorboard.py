@@ -314,7 +314,7 @@ def _defect_table(analysis: Analysis) -> str:
     certain, possible = words.grouped(analysis)
     rows = [
         [
-            f"**{_cell(defect.code)}**, {defect.severity}",
+            f"**{_cell(defect.code)}**, {defect.proof}",
             _cell(f"{defect.op} fails for {defect.bad}: {defect.outcome}"),
             _place(defect.source),
             _cell(words.interval(defect.bounds)),

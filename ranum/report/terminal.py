@@ -228,6 +228,10 @@ class Story:
         rows.append(("when", _plain(defect.drift)))
         if defect.witness is not None:
             rows.append(("proof", Text(words.witness(defect.witness, defect.op))))
+        if defect.training is not None:
+            rows.append(("training", Text(words.training(defect.training, defect.op))))
+        if defect.prospect:
+            rows.append(("so", Text(words.prospect(defect))))
         if defect.remedy:
             rows.append(("cure", _plain(defect.remedy, "green")))
         patch = [Text(), _changed_lines(diff)] if diff else []

@@ -10,7 +10,7 @@ from typing import Any
 
 from ranum.analysis.interval import Interval
 from ranum.analysis.ranges import LEVELS, WeightLevel
-from ranum.analysis.result import Analysis, Defect, Witness
+from ranum.analysis.result import Analysis, Defect, TrainingWitness, Witness
 from ranum.guards.types import Culprit, History, Incident
 from ranum.source import UNKNOWN, Source
 
@@ -152,6 +152,22 @@ def witness(proof: Witness, op: str) -> str:
         f"{start}, the operand was in {span(*proof.operand)}, {op} gave {proof.outcome}{loss}; "
         f"found in {count(proof.evaluations, 'run')}, then run again to be sure."
     )
+
+
+def training(run: TrainingWitness, op: str) -> str:
+    """A failing training run in one line."""
+    distinct = count(len(run.batches), "batch", "batches")
+    return clean(
+        f"{run.optimizer} on {distinct} inside the ranges: {op} gave {run.outcome} after "
+        f"{count(run.steps, 'step')}; found in {count(run.steps_tried, 'training step')}, then "
+        "trained again from the beginning."
+    )
+
+
+def prospect(defect: Defect) -> str:
+    """What a proof, or its absence, means for the next run, as a sentence."""
+    text = defect.prospect
+    return clean(f"{text[:1].upper()}{text[1:]}.") if text else ""
 
 
 def grouped(analysis: Analysis) -> tuple[list[tuple[Defect, int]], list[tuple[Defect, int]]]:

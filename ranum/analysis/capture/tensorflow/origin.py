@@ -91,7 +91,7 @@ class TensorFlowOrigin:
             [tf.constant(batch[name].detach().numpy()) for name in self.names] for batch in batches
         ]
         with self._assigned(weights):
-            step = self._training_step(optimizer)
+            step = self._training_step(optimizer) if len(order) > 1 else None
             for number in order[:-1]:
                 step(*fed[number])
             for _ in range(ATTEMPTS if self._draws_numbers else 1):

@@ -26,17 +26,13 @@ class Recipe:
         make: From the program's parameters by name to a fresh optimizer over those it trains.
         words: "SGD(lr=0.1)".
         original: The Keras optimizer, if it is one.
+        normalises: A step depends on the signs of the gradients more than on their size.
     """
 
     make: Callable[[Mapping[str, Tensor]], torch.optim.Optimizer]
     words: str
     original: Any
-
-    @property
-    def normalises(self) -> bool:
-        """True if a step depends on the signs of the gradients more than on their size."""
-        probe = torch.zeros((), requires_grad=True)
-        return not isinstance(self.make({"": probe}), torch.optim.SGD)
+    normalises: bool
 
 
 def recipe(optimizer: Any, program: Program) -> Recipe:
@@ -51,7 +47,7 @@ def recipe(optimizer: Any, program: Program) -> Recipe:
         ArgumentError: If there is none, or it trains none of the program's parameters.
     """
     if not program.parameters:
-        return Recipe(lambda named: _Still(named.values()), "no optimizer", None)
+        return Recipe(lambda named: _Still(named.values()), "no optimizer", None, False)
     given = _configured(program) if optimizer is None else optimizer
     if program.origin is not None and not is_keras_optimizer(given):
         raise ArgumentError(
@@ -62,19 +58,28 @@ def recipe(optimizer: Any, program: Program) -> Recipe:
         return _from_instance(given, program)
     if is_keras_optimizer(given):
         make, words = twin(given)
-        return Recipe(lambda named: make(list(named.values())), words, given)
+        return Recipe(
+            lambda named: make(list(named.values())), words, given, not words.startswith("SGD(")
+        )
     if not callable(given):
         raise ArgumentError(
             "optimizer must be an optimizer, or a function from parameters to one; "
             f"got {type(given).__name__}."
         )
-    made = given([torch.zeros(2, requires_grad=True)])
+    try:
+        made = given(list(program.parameters.values()))
+    except Exception as error:
+        raise ArgumentError(
+            "optimizer must return a torch optimizer when it is called with parameters; it raised "
+            f"{type(error).__name__}: {error}"
+        ) from error
     if not isinstance(made, torch.optim.Optimizer):
         raise ArgumentError(
             "optimizer must return a torch optimizer when it is called with parameters; it "
             f"returned {type(made).__name__}."
         )
-    return Recipe(lambda named: given(list(named.values())), described(made), None)
+    normalises = not isinstance(made, torch.optim.SGD)
+    return Recipe(lambda named: given(list(named.values())), described(made), None, normalises)
 
 
 def described(optimizer: torch.optim.Optimizer) -> str:
@@ -153,11 +158,8 @@ def _from_instance(optimizer: torch.optim.Optimizer, program: Program) -> Recipe
 
     def make(named: Mapping[str, Tensor]) -> torch.optim.Optimizer:
         found: list[dict[str, Any]] = [
-            {"params": [named[name] for name in chosen if name in named], **options}
-            for chosen, options in groups
+            {"params": [named[name] for name in chosen], **options} for chosen, options in groups
         ]
-        if not any(group["params"] for group in found):
-            found = [{"params": list(named.values()), **groups[0][1]}]
         return kind(found, **_accepted(kind, defaults))
 
     try:
@@ -168,7 +170,8 @@ def _from_instance(optimizer: torch.optim.Optimizer, program: Program) -> Recipe
             f"{kind.__name__} raised {type(error).__name__}: {error}. Pass a function from "
             "parameters to an optimizer."
         ) from error
-    return Recipe(make, described(optimizer), None)
+    normalises = not isinstance(optimizer, torch.optim.SGD)
+    return Recipe(make, described(optimizer), None, normalises)
 
 
 def _accepted(kind: type, defaults: Mapping[str, Any]) -> dict[str, Any]:
