@@ -91,9 +91,10 @@ class TensorFlowOrigin:
             [tf.constant(batch[name].detach().numpy()) for name in self.names] for batch in batches
         ]
         with self._assigned(weights):
-            step = self._training_step(optimizer) if len(order) > 1 else None
-            for number in order[:-1]:
-                step(*fed[number])
+            if len(order) > 1:
+                step = self._training_step(optimizer)
+                for number in order[:-1]:
+                    step(*fed[number])
             for _ in range(ATTEMPTS if self._draws_numbers else 1):
                 last = fed[order[-1]]
                 bad = self._gradient_fails(last) if gradient_only else self._node_fails(last, node)

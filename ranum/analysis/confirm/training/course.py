@@ -141,6 +141,7 @@ class Search:
             if before is None or before - here < NO_GAIN * abs(here):
                 break
         self._say("batches matched to the gradient wanted, trained on while they help")
+        assert here is not None
         found, horizon = self._course(aim, here, 1, SHORT)
         if found is not None or self._is_over:
             return found
