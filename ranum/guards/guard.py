@@ -185,6 +185,7 @@ class Guard:
         self._is_decided = False
         self._batches: list[tuple[Any, Callable[[], Any] | None]] = []
         self._watching: Any = None
+        self._measured: Reading | None = None
         self._candidate: int | None = None
         self._went_back = False
         self._next_snapshot = self._step
@@ -306,6 +307,19 @@ class Guard:
         self._contained("snapshots", self._prepare)
         if self._reader.is_sampled(self._step):
             self._contained(_ALL, self._watch)
+
+    def withdraw_replays(self) -> None:
+        """The batches of this step cannot be run again after all; they are looked at only."""
+        self._batches = [(batch, None) for batch, _ in self._batches]
+
+    def measure(self, loss: Tensor | float | None = None, *, epoch: int = 0) -> None:
+        """Reads the step now, for the `decide` that follows: before gradients are clipped.
+
+        Args:
+            loss: As in `decide`.
+            epoch: As in `decide`.
+        """
+        self._measured = self._contained(_ALL, lambda: self._read(loss, epoch))
 
     def decide(self, loss: Tensor | float | None = None, *, epoch: int = 0) -> Decision:
         """Call after the backward pass, with unscaled, unclipped gradients, before the step.
@@ -463,11 +477,7 @@ class Guard:
             self._contained(_ALL, lambda: watching.__exit__(None, None, None))
 
     def _decide(self, loss: Tensor | float | None, epoch: int) -> Decision:
-        if _is_shared():
-            loss = None  # each process has its own; the gradients, which are shared, decide
-        reading = self._reader.read(
-            step=self._step, loss=loss, optimizer=self.optimizers, epoch=epoch
-        )
+        reading, self._measured = self._measured or self._read(loss, epoch), None
         self._readings.append(reading)
         if len(self._readings) > READINGS_KEPT:
             self._readings[: READINGS_KEPT // 2] = self._readings[: READINGS_KEPT // 2 : 2]
@@ -505,6 +515,11 @@ class Guard:
             reading=reading,
             findings=findings,
         )
+
+    def _read(self, loss: Tensor | float | None, epoch: int) -> Reading:
+        if _is_shared():
+            loss = None  # each process has its own; the gradients, which are shared, decide
+        return self._reader.read(step=self._step, loss=loss, optimizer=self.optimizers, epoch=epoch)
 
     def _recover(self, finding: Finding, reading: Reading) -> tuple[Outcome, Culprit | None]:
         self._contained("snapshots", self.snapshots.restore_buffers)

@@ -100,6 +100,11 @@ class BatchLog:
         """True if the next batches may push out those since the last snapshot."""
         return self._nbytes > NEARLY_FULL * self.memory
 
+    @property
+    def end(self) -> int:
+        """The number of the first batch that has not been handed out yet."""
+        return self._first + len(self._kept)
+
     def hand_out(self, following: Callable[[], T]) -> T:
         """The next batch: one that comes again, else what `following` fetches."""
         index = self.number - self._first
@@ -109,25 +114,38 @@ class BatchLog:
             torch.set_rng_state(kept.random)
             value: T = _apart(kept.value)
             return value
-        if self._behind is not None:
-            # Fetching goes on where it was when the fault came, for Python's and numpy's
-            # numbers too; torch's are those of the steps that were trained again.
-            behind, self._behind = self._behind, None
-            set_random_state(RandomState(torch.get_rng_state(), {}, behind.python, behind.numpy))
+        self.catch_up()
         value = following()
-        self._keep(value)
-        self.number += 1
+        self.keep(value)
         return value
 
-    def _keep(self, value: Any) -> None:
+    def keep(self, value: Any, random: Tensor | None = None) -> None:
+        """Takes up a batch that somebody else has fetched.
+
+        Args:
+            value: The batch.
+            random: State of torch's CPU generator after it was fetched; that of now if None.
+        """
         own = _apart(value)
         tensors = [tensor for _, tensor in named_tensors(own, "")]
         nbytes = sum(tensor.nbytes for tensor in tensors if tensor.layout is torch.strided)
         versions = tuple((one, one._version) for one in tensors if not one.is_inference())
-        self._kept.append(_Kept(own, versions, torch.get_rng_state(), nbytes))
+        random = torch.get_rng_state() if random is None else random
+        self._kept.append(_Kept(own, versions, random, nbytes))
         self._nbytes += nbytes
+        self.number += 1
         while self._kept and self._nbytes > self.memory:
             self._drop()
+
+    def catch_up(self) -> None:
+        """All batches have come again: fetching goes on where it was when the fault came.
+
+        That is for Python's and numpy's random numbers; torch's are those of the steps that
+        were trained again.
+        """
+        behind, self._behind = self._behind, None
+        if behind is not None:
+            set_random_state(RandomState(torch.get_rng_state(), {}, behind.python, behind.numpy))
 
     def _drop(self) -> None:
         self._nbytes -= self._kept.popleft().nbytes
