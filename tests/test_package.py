@@ -49,6 +49,7 @@ EXTRAS = {
     "optuna": "repair",
     "tensorboard": "tensorboard",
     "tensorflow": "tensorflow",
+    "transformers": "huggingface",
 }
 
 
