@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ranum import _confirm_command
+from ranum import _confirm_command, _replay_command
 from ranum._version import __version__
 from ranum.errors import ArgumentError, PatchError, RanumError
 
@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     analyze.set_defaults(run=_analyze)
 
     _confirm_command.add(commands, _add_program, _analysis)
+    _replay_command.add(commands, _build)
 
     fix = commands.add_parser(
         "fix",

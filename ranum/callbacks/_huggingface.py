@@ -374,6 +374,7 @@ class RanumCallback(TrainerCallback):
             scaler=self._scaler,
             strict=self.strict,
             position=self._position,
+            incident_dir=session.incident_dir,
         )
         if self._args.torch_compile:
             line = "compiled models are checked by their gradients alone"

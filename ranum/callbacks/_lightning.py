@@ -417,6 +417,7 @@ class GuardCallback:
             strict=self.strict,
             history=None if former is None else former.history,
             position=self._position,
+            incident_dir=session.incident_dir,
         )
 
     def _remedies(self, trainer: Any, pl_module: Any) -> list[Remedy]:

@@ -81,6 +81,11 @@ class Session:
         if writer is not None:
             self._panels = Panels(writer)
 
+    @property
+    def incident_dir(self) -> Path | None:
+        """Where faulty steps are saved; None if nothing is written."""
+        return None if self.directory is None else self.directory / "incidents"
+
     # --- faults of our own ------------------------------------------------------------------
 
     @contextmanager

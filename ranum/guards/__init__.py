@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ranum.guards.culprit import find_culprit
 from ranum.guards.guard import Decision, Guard, Step, TrainingStopped
+from ranum.guards.incident_file import IncidentFile, load_incident, save_incident
 from ranum.guards.readings import TorchReader
 from ranum.guards.recovery import (
     Fault,
@@ -38,6 +39,7 @@ __all__ = [
     "Guard",
     "History",
     "Incident",
+    "IncidentFile",
     "Ladder",
     "Monitor",
     "Outcome",
@@ -55,4 +57,6 @@ __all__ = [
     "default_remedies",
     "default_symptoms",
     "find_culprit",
+    "load_incident",
+    "save_incident",
 ]

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, distributed, nn
 
 from ranum.errors import ArgumentError, RanumError, RanumWarning
 from ranum.guards.culprit import find_culprit
+from ranum.guards.incident_file import save_incident
 from ranum.guards.readings import TorchReader
 from ranum.guards.recovery import Fault, Ladder, Outcome, Remedy, default_remedies
 from ranum.guards.rewind import LoaderPosition, Position
@@ -34,6 +36,8 @@ FAR_ABOVE = 1.0
 """A smoothed loss above its best value by this many times that value is not worth keeping."""
 NOISE = 4.0
 """... unless it is within this many mean deviations, as they were at the best value."""
+INCIDENT_FILES = 8
+"""Faulty steps of a run that are saved; more of them would tell little more."""
 MARKS_KEPT = 2
 """Newest snapshots whose batches can come again."""
 NEW_NORMAL = 500
@@ -116,6 +120,8 @@ class Guard:
         on_incident: Called with every incident, after the remedy has acted.
         history: A history to go on from, of a guard before a restart.
         position: Where the run stands in its data; that of `batches` by default.
+        incident_dir: Folder for the files of faulty steps that were not finite, at most eight of
+            them (see `load_incident` and `ranum replay`); None writes none.
         agree: With several processes, True for all of them if it is called with True in all;
             a reduction over `torch.distributed` by default. Only asked after a fault.
 
@@ -140,6 +146,7 @@ class Guard:
         on_incident: Callable[[Incident], Any] | None = None,
         history: History | None = None,
         position: Position | None = None,
+        incident_dir: str | Path | None = None,
         agree: Callable[[bool], bool] | None = None,
     ) -> None:
         if (
@@ -190,6 +197,7 @@ class Guard:
         self._went_back = False
         self._next_snapshot = self._step
         self._position = LoaderPosition() if position is None else position
+        self._incident_dir = None if incident_dir is None else Path(incident_dir)
         self._agree = _agree if agree is None else agree
         self._marks: dict[int, Any] = {}
         self._here: Any = None
@@ -495,7 +503,7 @@ class Guard:
         # Before anything else, so that the step is withheld even if the rest should fail.
         self._drop_gradients()
         self._health.restart()
-        outcome, culprit = self._recover(finding, reading)
+        outcome, culprit, file = self._recover(finding, reading)
         incident = Incident(
             step=reading.step,
             epoch=epoch,
@@ -505,6 +513,7 @@ class Guard:
             detail=outcome.detail,
             back_to=outcome.back_to,
             patch=outcome.patch,
+            file=file,
         )
         self._incidents.append(incident)
         return Decision(
@@ -521,14 +530,16 @@ class Guard:
             loss = None  # each process has its own; the gradients, which are shared, decide
         return self._reader.read(step=self._step, loss=loss, optimizer=self.optimizers, epoch=epoch)
 
-    def _recover(self, finding: Finding, reading: Reading) -> tuple[Outcome, Culprit | None]:
+    def _recover(self, finding: Finding, reading: Reading) -> tuple[Outcome, Culprit | None, str]:
         self._contained("snapshots", self.snapshots.restore_buffers)
-        culprit, is_transient = None, False
+        culprit, is_transient, file = None, False, ""
         if not _is_finite(reading):
             found = self._contained("the culprit search", self._find_culprit)
             culprit, is_transient = found or (None, False)
             is_transient = self._agree(is_transient)
             self._drop_gradients()
+            saved = self._contained("incident files", lambda: self._save(finding, reading, culprit))
+            file = str(saved or "")
         if not is_transient:
             self._drop_candidate()
         fault = Fault(
@@ -555,7 +566,23 @@ class Guard:
                 detail=f"training ends, no remedy is left: {finding.message}",
                 stop=True,
             )
-        return outcome, culprit
+        return outcome, culprit, file
+
+    def _save(self, finding: Finding, reading: Reading, culprit: Culprit | None) -> Path | None:
+        """Writes the step to a file; None if none is wanted."""
+        written = sum(bool(incident.file) for incident in self._incidents)
+        if self._incident_dir is None or written >= INCIDENT_FILES or not self._batches:
+            return None
+        return save_incident(
+            self._incident_dir / f"step-{reading.step}.pt",
+            model=self.model,
+            batches=[batch for batch, _ in self._batches],
+            finding=finding,
+            culprit=culprit,
+            step=reading.step,
+            epoch=reading.epoch,
+            random=self.snapshots.random_before,
+        )
 
     def _find_culprit(self) -> tuple[Culprit | None, bool]:
         """The culprit; and True if the whole step was run again, and was finite."""

@@ -409,6 +409,11 @@ class Snapshots:
             self._devices = frozenset(p.device for p in self._parameters().values())
         self._before = random_state(self._devices, all_generators=False)
 
+    @property
+    def random_before(self) -> RandomState | None:
+        """Torch's random numbers as `take_buffers` noted them; None if it was not called."""
+        return self._before
+
     def restore_buffers(self) -> None:
         """Puts back what `take_buffers` noted; does nothing if it was not called."""
         self._buffers.restore()

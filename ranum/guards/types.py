@@ -185,6 +185,7 @@ class Incident:
         detail: One sentence on what the action did.
         back_to: Step of the snapshot gone back to; None if none was.
         patch: Unified diff of the live patch that was inserted; "" if none.
+        file: Where the step was saved, for `ranum replay`; "" if it was not.
     """
 
     step: int
@@ -195,6 +196,7 @@ class Incident:
     culprit: Culprit | None = None
     back_to: int | None = None
     patch: str = ""
+    file: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -207,6 +209,7 @@ class Incident:
             "detail": self.detail,
             "back_to": self.back_to,
             "patch": self.patch,
+            "file": self.file,
         }
 
 

@@ -274,6 +274,7 @@ def _incident(number: int, incident: Incident, analysis: Analysis | None) -> dic
         "tone": "bad" if incident.action == "stop" else "good",
         "detail": _prose(incident.detail),
         "diff": _diff(incident.patch),
+        "file": words.clean(incident.file),
         "foretold": words.clean(foretold.code) if foretold else "",
         "remedy": words.clean(foretold.remedy) if foretold else "",
     }

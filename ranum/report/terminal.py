@@ -113,6 +113,8 @@ class Story:
         rows.append(("done", Text(words.action(incident), style=done)))
         if incident.detail:
             rows.append(("", _plain(incident.detail)))
+        if incident.file:
+            rows.append(("again", _plain(f"ranum replay {incident.file}")))
         parts.append(_facts(rows))
         if incident.patch:
             parts += [Text(), _changed_lines(incident.patch)]

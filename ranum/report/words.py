@@ -15,6 +15,7 @@ from ranum.guards.types import Culprit, History, Incident
 from ranum.source import UNKNOWN, Source
 
 ACTIONS = {
+    "retry": "Trained on the batch once more",
     "skip": "Skipped the batch",
     "rollback": "Rolled back",
     "clip": "Inserted a clip",

@@ -16,7 +16,7 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ranum.analysis.capture.program import Program
-from ranum.analysis.capture.torch import _as_loss
+from ranum.analysis.capture.torch import as_loss
 from ranum.errors import ArgumentError, CaptureError
 from ranum.source import Source, is_user_file, located, source_lines
 
@@ -92,7 +92,7 @@ def exported_program(
     def step(*args: Any) -> Tensor | None:
         named = dict(zip(keywords, args[count:], strict=True))
         output = runner.call(args[:count], named)
-        return _as_loss(output if loss is None else loss(output))
+        return as_loss(output if loss is None else loss(output))
 
     return Program(
         step=step,

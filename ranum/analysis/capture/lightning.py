@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ranum.analysis.capture.program import Program
-from ranum.analysis.capture.torch import _as_loss
+from ranum.analysis.capture.torch import as_loss
 from ranum.errors import ArgumentError
 
 Step = Literal["training", "validation"]
@@ -64,7 +64,7 @@ def lightning_program(
             output = own_step(batch, batch_idx) if takes_index else own_step(batch)
         if is_training and not getattr(module, "automatic_optimization", True):
             return None
-        return _as_loss(output)
+        return as_loss(output)
 
     return Program(
         step=step,

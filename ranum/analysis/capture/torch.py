@@ -34,7 +34,7 @@ def module_program(
 
     def step(*args: Any) -> Tensor | None:
         output = model(*args)
-        return _as_loss(output if loss is None else loss(output))
+        return as_loss(output if loss is None else loss(output))
 
     return Program(
         step=step,
@@ -94,7 +94,7 @@ def function_program(
         parameters.setdefault(name, tensor)
 
     def step(*args: Any) -> Tensor | None:
-        return _as_loss(function(*args))
+        return as_loss(function(*args))
 
     return Program(
         step=step,
@@ -145,7 +145,7 @@ def batch_arguments(
     return (batch,) if is_whole else tuple(batch[:count])
 
 
-def _as_loss(output: Any) -> Tensor | None:
+def as_loss(output: Any) -> Tensor | None:
     """The loss in what a step returned: a tensor, an entry "loss", an attribute `loss`."""
     if isinstance(output, Tensor):
         return output
