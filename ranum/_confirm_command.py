@@ -109,9 +109,9 @@ def _optimizer(settings: tuple[str, dict[str, Any]], program: Any) -> Any:
     name, options = settings
     home: Any
     if program.origin is not None:
-        import keras
+        from ranum.analysis.capture.tensorflow.bridge import keras
 
-        home = keras.optimizers
+        home = keras().optimizers
         options = {"learning_rate" if key == "lr" else key: x for key, x in options.items()}
     else:
         import torch
