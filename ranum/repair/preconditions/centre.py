@@ -34,8 +34,13 @@ def inner_box(trial: Trial, seed: int = 0) -> Box | None:
     if trial.holds(box):
         return box
     anchors = tuple(_point(_anchor(place)) for place in trial.places)
-    if trial.holds(anchors):
-        return _widened(trial, anchors)
+    as_fed = tuple(
+        place.recorded if place.kind == "input" else anchor
+        for place, anchor in zip(trial.places, anchors, strict=True)
+    )
+    for inner in (as_fed, anchors):  # weights can be moved, data are what they are
+        if trial.holds(inner):
+            return _widened(trial, inner)
     for start in (box, tuple(_point(_middle(place)) for place in trial.places)):
         found = _by_candidates(trial, start)
         if found is None:

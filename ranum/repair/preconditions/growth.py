@@ -32,6 +32,8 @@ GAIN = 0.01
 """What a step must gain to be taken, in powers of two of the mean share."""
 MOST = 64
 """Places above which proportions stay equal: a gradient costs two runs per place."""
+FEW = 32
+"""Ends up to which a rough box has its proportions looked for as well."""
 STRIDES = (0.25, 0.5, 1.0, math.inf, math.inf)
 """How far one end may go in each sweep over all of them, in powers of two of its share."""
 ENOUGH = 0.01
@@ -91,6 +93,8 @@ class Growth:
             return self._seed
         least = [end.least for end in self._ends]
         shares = self._freed(self._between(least, [0.0] * len(least)))
+        if len(self._ends) <= FEW:
+            shares = self._improved(shares)
         return self._box(self._polished(shares, (math.inf,)))
 
     def _all_ends(self) -> Iterable[_End]:

@@ -3,7 +3,8 @@
 Either nothing that is chosen reaches the operator, or the places that are not chosen can hold
 numbers with which it fails whatever the chosen ones hold: a bias so large that the softmax behind
 it underflows, say, with the weights that multiply the input at 0. The second is shown by the
-analysis over the whole ranges of what is chosen, and by a run of the user's own step.
+analysis over the whole ranges of what is chosen, with integer inputs as in the example, and by a
+run of the user's own step.
 """
 
 from __future__ import annotations
@@ -242,6 +243,10 @@ class _Fixed:
         graph = self._graph
         intervals = {**self._context.intervals, **self._context.start}
         values: dict[int, Tensor] = {}
+        for leaf in graph.leaves("derived"):  # integer inputs are those of the example
+            if leaf.data is not None and tuple(leaf.data.shape) == leaf.shape:
+                values[leaf.index] = leaf.data.detach()
+                intervals[leaf.index] = Interval.point(values[leaf.index])
         owner: dict[int, Place] = {}
         met: list[Place] = []
         for place in self._others:
@@ -266,10 +271,8 @@ class _Fixed:
             settled = [_value(values, intervals, number) is not None for number in node.operands]
             if node.op in _FACTORS and not all(settled):
                 met += [owner[n] for n in node.operands if n in owner]
-            elif node.op in ("permute", "reshape", "expand", "identity", "t", "transpose"):
-                owner.update(
-                    (out, owner[n]) for n in node.operands if n in owner for out in outputs
-                )
+            elif len(set(node.operands)) == 1 and node.operands[0] in owner:
+                owner.update((number, owner[node.operands[0]]) for number in outputs)
             if all(_value(values, intervals, number) is not None for number in outputs):
                 continue
             if all(settled) and node.op not in RANDOM:
