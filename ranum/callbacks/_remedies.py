@@ -1,4 +1,4 @@
-"""The remedies that need the upper floors: inserting a clip, and repairing the configuration."""
+"""The remedies that need the upper floors: patching the code, and repairing the configuration."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ranum.callbacks._session import Session
 from ranum.guards.recovery import Fault, Outcome, go_back, scale_learning_rates
+from ranum.repair.clipping import Rewrite
 
 if TYPE_CHECKING:
     from ranum.guards.guard import Guard
@@ -16,10 +17,12 @@ CLIP_LIMIT = 8
 
 
 class InsertClip:
-    """Goes back to the last good snapshot and puts the proposed clip in front of the culprit.
+    """Goes back to the last good snapshot and cures the culprit's expression.
 
-    Fits faults whose culprit is an operator that the analysis has a clip for. The learning
-    rate is lowered as by a rollback: the operand drifted to the edge of its domain under it.
+    Fits faults whose culprit is an operator that the analysis has a cure for: a rewriting that
+    was verified on this very step, else the smallest clip. The learning rate is lowered as by a
+    rollback: the operand drifted to the edge of its domain under it. If anything after the patch
+    fails, the patch is undone.
 
     Args:
         session: Holds the analysis and keeps the patches, so that they are undone at the end.
@@ -33,26 +36,31 @@ class InsertClip:
         self._factor = learning_rate_factor
 
     def apply(self, fault: Fault, guard: Guard) -> Outcome | None:
-        """Inserts the clip; None if there is none for this fault."""
+        """Patches the code; None if there is no cure for this fault."""
         culprit = fault.culprit
         if culprit is None or culprit.cause != "operator":
             return None
         if len(self._session.patches) >= CLIP_LIMIT:
             return None
-        clip = self._session.clip_for(culprit)
-        if clip is None or clip.edit is None:
+        cure = self._session.cure_for(culprit)
+        if cure is None or cure.edit is None:
             return None
-        diff = clip.edit.diff()
-        patch = clip.edit.apply()  # before going back: if it is refused, nothing has changed
-        back_to = go_back(guard, fault)
-        if back_to is None:
+        diff = cure.edit.diff()
+        patch = cure.edit.apply()  # before going back: if it is refused, nothing has changed
+        try:
+            back_to = go_back(guard, fault)
+            if back_to is None:
+                patch.undo()
+                return None
+            scale_learning_rates(guard, self._factor)
+        except BaseException:
             patch.undo()
-            return None
+            raise
         self._session.patches.append(patch)
-        scale_learning_rates(guard, self._factor)
+        what = "wrote" if isinstance(cure, Rewrite) else "inserted"
         return Outcome(
             action=self.name,
-            detail=f"inserted {clip} as a live patch; learning rate x {self._factor:.2g}",
+            detail=f"{what} {cure} as a live patch; learning rate x {self._factor:.2g}",
             back_to=back_to,
             patch=diff,
         )

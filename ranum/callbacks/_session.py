@@ -19,13 +19,13 @@ from typing import Any
 from ranum.analysis.analyze import analyze
 from ranum.analysis.capture.program import Program
 from ranum.analysis.confirm import confirm_all
-from ranum.analysis.result import Analysis
+from ranum.analysis.result import Analysis, Defect
 from ranum.analysis.scan import Batches
 from ranum.errors import ArgumentError, CaptureError, MissingExtraError, RanumWarning
 from ranum.guards.guard import Decision
 from ranum.guards.recovery import Fault
 from ranum.guards.types import Culprit, Finding, History, Incident
-from ranum.repair.clipping import Clip, smallest_clip
+from ranum.repair.clipping import Clip, Rewrite, best_cure
 from ranum.repair.patch import AppliedPatch
 from ranum.report import Panels, Story, open_writer, write_html
 
@@ -62,7 +62,7 @@ class Session:
         self.outcome = ""
         self.faults: list[str] = []
         self.patches: list[AppliedPatch] = []
-        self._clips: dict[tuple[Any, ...], Clip] = {}
+        self._cures: dict[tuple[Any, ...], Clip | Rewrite] = {}
         self._strict = strict
         self._off: set[str] = set()
         self._story = Story(quiet=quiet or not show)
@@ -142,30 +142,36 @@ class Session:
                 with self.contained("the TensorBoard panels"):
                     self._panels.analysis(analysis)
 
-    def clip_for(self, culprit: Culprit) -> Clip | None:
-        """The clip the analysis proposes for an operator that failed, if it has one."""
+    def cure_for(self, culprit: Culprit) -> Clip | Rewrite | None:
+        """The cure the analysis proposes for an operator that failed, if it has one."""
         if self.analysis is None:
             return None
         place = _place(culprit.source)
         for defect in self.analysis.defects:
-            if _place(defect.source) != place:
-                continue
-            key = (*place, defect.op)
-            if key not in self._clips:
-                self._clips[key] = smallest_clip(defect)
-            clip = self._clips[key]
-            return clip if clip.edit is not None else None
+            if _place(defect.source) == place:
+                cure = self._cure(defect)
+                return cure if cure.edit is not None else None
         return None
 
-    def clips(self) -> tuple[Clip, ...]:
-        """Clips for all certain defects and for all that were inserted."""
+    def cures(self) -> tuple[Clip | Rewrite, ...]:
+        """Cures of all certain defects and of all that were patched."""
         if self.analysis is not None:
             for defect in self.analysis.defects:
-                key = (*_place(defect.source), defect.op)
-                if defect.severity == "certain" and key not in self._clips:
-                    with self.contained("the search for clips"):
-                        self._clips[key] = smallest_clip(defect)
-        return tuple(self._clips.values())
+                if defect.severity == "certain":
+                    with self.contained("the search for cures"):
+                        self._cure(defect)
+        return tuple({id(cure): cure for cure in self._cures.values()}.values())
+
+    def _cure(self, defect: Defect) -> Clip | Rewrite:
+        """A rewriting that passes its verification, else the smallest clip; looked for once."""
+        key = (*_place(defect.source), defect.op)
+        if key not in self._cures:
+            assert self.analysis is not None
+            cure = best_cure(self.analysis, defect)
+            self._cures[key] = cure
+            for other in cure.cures if isinstance(cure, Rewrite) else ():
+                self._cures.setdefault((*_place(other.source), other.op), cure)
+        return self._cures[key]
 
     # --- during training --------------------------------------------------------------------
 
@@ -258,10 +264,10 @@ class Session:
     def _diffs(self) -> Mapping[str, str]:
         """The proposed edits by the place of their defect."""
         diffs = {}
-        for clip in self.clips():
-            if clip.edit is not None:
+        for cure in self.cures():
+            if cure.edit is not None:
                 with self.contained("the diffs"):
-                    diffs[clip.defect.source.location] = clip.edit.diff()
+                    diffs[cure.defect.source.location] = cure.edit.diff()
         return diffs
 
 

@@ -247,6 +247,11 @@ def fix(
     return Clips(tuple(chosen), analysis)
 
 
+def best_cure(analysis: Analysis, defect: Defect) -> Clip | Rewrite:
+    """For one defect alone: a rewriting that passes its verification, else the smallest clip."""
+    return _rewriting(analysis, defect, []) or smallest_clip(defect)
+
+
 def _rewriting(
     analysis: Analysis,
     defect: Defect,

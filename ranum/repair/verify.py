@@ -36,7 +36,8 @@ class Verification:
         remaining: Defects that it still has.
         new: Those of them that it did not have before.
         change: Largest change of the example batch's loss and gradients, relative to the
-            largest element of each; NaN if they were not finite before.
+            largest element of each (or a thousandth of the largest of all); NaN if they were
+            not finite before.
         tolerance: What it may be.
         is_finite: Whether the witnesses now give a finite loss and finite gradients; None if
             there are none.
@@ -215,15 +216,21 @@ def _gradients(result: Tensor, tensors: Iterable[Tensor]) -> list[Tensor]:
 
 
 def _change(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
-    """The largest change, each tensor relative to its own largest element (or 1e-3)."""
+    """The largest change, each tensor relative to its own largest element.
+
+    Gradients that are 0 but for roundings are measured by a thousandth of the largest of all.
+    """
     worst = 0.0
+    finite = [one for one in before if one.numel() and one.is_floating_point()]
+    largest = max((float(one.abs().nan_to_num(0.0).max()) for one in finite), default=1.0)
+    least = 1e-3 * max(largest, 1.0)
     for old, new in zip(before, after, strict=False):
         if not bool(old.isfinite().all()):
             return math.nan
         if old.shape != new.shape:
             return math.inf
         if old.numel() and old.is_floating_point():
-            scale = max(float(old.abs().max()), 1e-3)
+            scale = max(float(old.abs().max()), least)
             difference = float((old.double() - new.double()).abs().max()) / scale
             worst = max(worst, difference if math.isfinite(difference) else math.inf)
     return worst

@@ -268,10 +268,56 @@ def test_the_culprit_is_named_and_clipped_live(pl, tmp_path):
     assert incident.action == "clip"
     assert incident.culprit.op == "log"
     assert incident.culprit.source.expression.startswith("torch.log(torch.softmax(")
-    assert "+" in incident.patch
-    assert ".clamp(min=" in incident.patch
-    assert len(guard.history.incidents) == 1  # the patch held
+    assert "torch.log_softmax(lit.net(x) * lit.scale, -1)" in incident.patch
+    assert "wrote torch.log_softmax" in incident.detail
+    actions = [one.action for one in guard.history.incidents]
+    assert actions.count("clip") == 1  # the patch held; the loss of such logits is large
     assert log_of_softmax.__code__ is code  # and was taken out again
+
+
+def exponential(lit: Any, batch: Any) -> Tensor:
+    return torch.exp((lit.net(batch[0]) * lit.scale).square()).mean()
+
+
+def test_where_there_is_no_better_spelling_a_clip_is_inserted(pl, tmp_path):
+    guard, lit = callback(pl), module(pl, exponential)
+    lit.scale = 1.0
+
+    class Jump(pl.Callback):
+        def on_train_batch_start(self, trainer: Any, *args: Any) -> None:
+            if trainer.global_step >= 5:
+                lit.scale = 1e4
+
+    trainer(pl, tmp_path, Jump(), guard).fit(lit, loader())
+    assert finite(lit)
+    incident = guard.history.incidents[0]
+    assert incident.action == "clip"
+    assert ".clamp(max=" in incident.patch
+
+
+def test_a_patch_is_undone_if_anything_after_it_fails(pl, tmp_path, monkeypatch):
+    from ranum.callbacks import _remedies
+
+    def broken(*args: Any) -> None:
+        raise RuntimeError("no way back")
+
+    monkeypatch.setattr(_remedies, "scale_learning_rates", broken)
+    guard, lit = callback(pl, strict=False), module(pl, log_of_softmax)
+    lit.scale = 1.0
+    seen: list[bool] = []
+
+    class Jump(pl.Callback):
+        def on_train_batch_start(self, trainer: Any, *args: Any) -> None:
+            if trainer.global_step >= 5:
+                lit.scale = 1e4
+            seen.append(log_of_softmax.__code__ is code)
+
+    code = log_of_softmax.__code__
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer(pl, tmp_path, Jump(), guard).fit(lit, loader())
+    assert len(seen) > 6
+    assert all(seen)
 
 
 def test_a_hopeless_configuration_is_searched_and_training_restarts(pl, tmp_path):
