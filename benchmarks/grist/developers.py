@@ -5,7 +5,7 @@
 
 Both cures are made in the same program and pass through the same verification. Compared are, in
 this order: whether the published defect is gone and no new one came; at how many points on the
-way into it a finite gradient that is not 0 still reaches the weights; by how much loss and
+way into it a finite gradient still reaches the weights, not just roundings; by how much loss and
 gradients of an ordinary batch change. Nothing is asserted: the verdict follows from the numbers.
 """
 
@@ -16,6 +16,7 @@ import ast
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -117,7 +118,8 @@ class Quality:
 
     Attributes:
         problem: Why the published defect is not cured; "" if it is.
-        alive: At how many of `SIZES` a finite gradient that is not 0 reaches the weights.
+        alive: At how many of `SIZES` a finite gradient reaches the weights that is more than
+            a thousandth of the largest of them.
         change: Of the batch's loss and gradients, relative.
     """
 
@@ -205,7 +207,9 @@ def _places(source: Source, words: str) -> list[Source]:
 def _quality(
     case: Case, seed: int, edits: Sequence[Edit], found: Verification | None, targets: Sequence[Any]
 ) -> Quality:
-    alive = sum(_is_alive(case, seed, edits, size) for size in SIZES)
+    with apply_edits(edits) if edits else nullcontext():
+        norms = [_norm_at(case, seed, size) for size in SIZES]
+    alive = sum(norm > 1e-3 * max(norms) for norm in norms)
     if found is None:
         return Quality("still there", alive, 0.0)
     left = {(one.op, one.source.line) for one in found.remaining}
@@ -215,8 +219,8 @@ def _quality(
     return Quality(problem, alive, found.change)
 
 
-def _is_alive(case: Case, seed: int, edits: Sequence[Edit], size: float) -> bool:
-    """True if a gradient reaches the weights at a share of the way to the witness."""
+def _norm_at(case: Case, seed: int, size: float) -> float:
+    """The largest gradient at a share of the way to the witness."""
     built = case.build(seed)
     flaw: Flaw = case.targets[0]
     witness = {
@@ -224,10 +228,7 @@ def _is_alive(case: Case, seed: int, edits: Sequence[Edit], size: float) -> bool
     }
     built = apply(built, witness)
     torch.manual_seed(seed)
-    if not edits:
-        return _norm(case, built) > 0
-    with apply_edits(edits):
-        return _norm(case, built) > 0
+    return _norm(case, built)
 
 
 def _norm(case: Case, built: Any) -> float:

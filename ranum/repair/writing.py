@@ -32,7 +32,8 @@ def write_edits(edits: Iterable[Edit]) -> list[tuple[Path, Path]]:
     """Makes the edits in the files themselves; each old file is kept beside the new one.
 
     A file is replaced in one step by its whole new text, in its own encoding, with its
-    permissions. If one cannot be written, those that were are put back.
+    permissions; whoever looks, even after a crash, finds the old one or the new one, and the
+    old one kept. If one cannot be written, those that were are put back.
 
     Returns:
         Pairs of a file and where its old text now is: "model.py.orig", or "model.py.orig1"
@@ -47,6 +48,8 @@ def write_edits(edits: Iterable[Edit]) -> list[tuple[Path, Path]]:
         reason = refusal(edit)
         if not reason and is_installed(edit.file):
             reason = f"{edit.file} belongs to an installed package; copy it into your project."
+        elif not reason and not os.stat(edit.file).st_mode & 0o222:
+            reason = f"{edit.file} is read-only; make it writable, or apply the diff elsewhere."
         if reason:
             raise PatchError(f"Nothing was written: {reason}")
     texts = {
@@ -57,10 +60,12 @@ def write_edits(edits: Iterable[Edit]) -> list[tuple[Path, Path]]:
     try:
         for path, text in texts.items():
             done.append((path, _replace(path, text)))
-    except OSError as error:
+    except BaseException as error:
         for path, kept in reversed(done):
             os.replace(kept, path)
-        raise PatchError(f"Nothing was written: {error}") from error
+        if isinstance(error, OSError):
+            raise PatchError(f"Nothing was written: {error}") from error
+        raise
     return done
 
 

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import linecache
 import os
+import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -160,6 +163,75 @@ def test_an_installed_package_is_shown_but_not_written(model, monkeypatch):
     assert model.read_bytes() == before
 
 
+def test_a_read_only_file_is_left_alone(model):
+    edits = edits_of(model)
+    before = model.read_bytes()
+    model.chmod(0o444)
+    with pytest.raises(PatchError, match=r"Nothing was written: .*is read-only"):
+        write_edits(edits)
+    assert model.read_bytes() == before
+    assert "log_softmax" in edits[0].diff()
+
+
+def test_an_interrupt_between_two_files_puts_the_first_one_back(model, monkeypatch):
+    other = model.with_name("other.py")
+    other.write_bytes(model.read_bytes())
+    edits = [*edits_of(model), *edits_of(other)]
+    before, replaced = model.read_bytes(), os.replace
+
+    def interrupted(source, target):
+        if str(target) == str(other):
+            raise KeyboardInterrupt
+        replaced(source, target)
+
+    monkeypatch.setattr(writing.os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_edits(edits)
+    assert model.read_bytes() == other.read_bytes() == before
+    assert sorted(os.listdir(model.parent)) == ["net.py", "other.py"]
+
+
+CRASH = """
+import os, sys
+import torch, ranum
+from ranum.repair import writing
+sys.path.insert(0, os.getcwd())
+import net, other
+edits = [
+    edit
+    for module in (net, other)
+    for edit in ranum.fix(ranum.analyze(module.Net(), torch.rand(5, 4), weights="anything")).edits
+]
+replaced = writing.os.replace
+
+def crash(source, target):
+    if str(target).endswith(sys.argv[1]):
+        os._exit(9)
+    replaced(source, target)
+
+writing.os.replace = crash
+writing.write_edits(edits)
+"""
+
+
+@pytest.mark.slow  # about 10 s: a process each that dies
+@pytest.mark.parametrize("at", ["net.py", "other.py"])
+def test_a_crash_leaves_each_file_whole_and_the_old_one_kept(model, at):
+    other = model.with_name("other.py")
+    other.write_bytes(model.read_bytes())
+    before = model.read_bytes()
+    environment = {**os.environ, "PYTHONPATH": str(Path(ranum.__file__).parents[1])}
+    died = subprocess.run(
+        [sys.executable, "-c", CRASH, at], cwd=model.parent, env=environment, check=False
+    )
+    assert died.returncode == 9
+    after = model.read_bytes()
+    assert (after == before) is (at == "net.py")
+    assert b"log_softmax" in after or after == before
+    assert model.with_name("net.py.orig").read_bytes() == before
+    assert other.read_bytes() == before
+
+
 def test_all_files_or_none(model, monkeypatch):
     other = model.with_name("other.py")
     other.write_bytes(model.read_bytes())
@@ -197,3 +269,41 @@ def test_what_no_input_range_removes_is_said(model, capsys):
     assert model.read_bytes() == before
     assert fix("net.py:Net", "--where", "decoder") == cli.FAILED
     assert "Known: layer.weight, layer.bias, x" in capsys.readouterr().err
+
+
+def test_a_notebook_cell_is_cured_live_and_shown(model):
+    name, text = "<ipython-input-7>", MODEL.format(encoding="utf-8")
+    linecache.cache[name] = (len(text), None, text.splitlines(True), name)
+    space = {"__name__": "__main__"}
+    try:
+        exec(compile(text, name, "exec", dont_inherit=True), space)
+        net = space["Net"]()
+        (cure,) = cures = ranum.fix(ranum.analyze(net, X, weights="anything"))
+        assert "+        return torch.log_softmax(self.layer(x), -1)  # Größe" in cures.diff()
+        with torch.no_grad():
+            net.layer.bias.copy_(torch.tensor([500.0, 0.0, 0.0]))
+        with cures.apply():
+            assert bool(net(X).isfinite().all())
+        assert not bool(net(X).isfinite().all())
+        assert "is a notebook cell" in refusal(cure.edit)
+        with pytest.raises(PatchError, match=r"Nothing was written: .*notebook cell"):
+            write_edits(cures.edits)
+    finally:
+        del linecache.cache[name]
+
+
+def test_a_file_changed_since_its_import_has_no_edit_and_says_so(model):
+    space = {"__name__": "net"}
+    exec(compile(model.read_text(), str(model), "exec", dont_inherit=True), space)
+    net = space["Net"]()
+    model.write_text(model.read_text().replace("torch.log(torch", "1 + torch.log(torch"))
+    (cure,) = cures = ranum.fix(ranum.analyze(net, X, weights="anything"))
+    assert cure.edit is None
+    assert "was changed after it was imported" in cure.reason
+    assert cures.diff() == ""
+
+
+def test_code_that_is_no_python_is_refused(model):
+    (cure,) = ranum.fix(ranum.analyze(torch.logdet, torch.eye(3)[None].repeat(2, 1, 1)[0]))
+    assert cure.edit is None
+    assert cure.reason
