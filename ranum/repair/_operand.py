@@ -31,6 +31,7 @@ _SPELLINGS: dict[str, frozenset[str]] = {
     "mul": frozenset({"multiply"}),
     "neg": frozenset({"negative"}),
     "pow": frozenset({"square"}),
+    "repeat": frozenset({"tile"}),
     "reshape": frozenset({"view", "unsqueeze", "squeeze", "flatten", "expand_dims"}),
     "sigmoid": frozenset({"expit"}),
     "sub": frozenset({"subtract"}),

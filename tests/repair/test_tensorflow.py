@@ -62,6 +62,12 @@ def shares_by_hand(x, y):
     return -tf.reduce_sum(y * tf.math.log(p))
 
 
+def tiled(x, y):
+    powers = tf.exp(x @ WEIGHT)
+    p = powers / tf.tile(tf.reduce_sum(powers, 1, keepdims=True), [1, 3])
+    return tf.reduce_sum(p * y)
+
+
 def roots(x, y):
     return tf.reduce_sum(tf.sqrt(tf.reduce_sum(tf.square(x @ WEIGHT), -1)))
 
@@ -90,6 +96,7 @@ WRITTEN = {
     "two on a line": (pair, "y * tf.nn.log_softmax(x @ WEIGHT) + (1 - y) * tf.math.log(tf.maximum"),
     "entropy": (gates, "sigmoid_cross_entropy_with_logits(labels=y, logits=tf.matmul(x, WEIGHT))"),
     "by hand": (shares_by_hand, "y * tf.nn.log_softmax(x @ WEIGHT, 1))"),
+    "tiled": (tiled, "p = tf.nn.softmax(x @ WEIGHT, 1)"),
     "root": (roots, "tf.sqrt(tf.reduce_sum(tf.square(x @ WEIGHT), -1) + 1e-12)"),
 }
 

@@ -186,7 +186,7 @@ def by_sum(
 ) -> tuple[Node, Node, Node, list[Node]] | None:
     """The parts of exp(x) / sum(exp(x), dim): both powers, the sum, what changes its shape."""
     power = around.made_by(above, "exp")
-    layout = behind(around, below, *LAYOUT)
+    layout = behind(around, below, *LAYOUT, "repeat")
     total = around.made_by(around.operand(layout[-1], "x") if layout else below, "sum")
     if power is None or total is None:
         return None
@@ -198,8 +198,15 @@ def by_sum(
         return None
     wide = list(around.graph.values[power.outputs[0] or 0].shape)
     wide[along[0]] = 1
-    shape = None if below is None else list(around.graph.values[below].shape)
-    return (power, other, total, layout) if shape == wide else None
+    shape = around.graph.values[_before_repeats(around, below)].shape
+    return (power, other, total, layout) if list(shape) == wide else None
+
+
+def _before_repeats(around: Surroundings, value: int | None) -> int:
+    while (node := around.made_by(value, "repeat", "expand")) is not None:
+        value = around.operand(node, "x")
+    assert value is not None
+    return value
 
 
 def _of_sum(around: Surroundings, node: Node, x: int | None) -> Iterator[Found]:
