@@ -22,7 +22,7 @@ from ranum.guards.rewind import LoaderPosition, Position
 from ranum.guards.snapshot import Snapshots, Stateful, as_optimizers
 from ranum.guards.symptoms import CODES, Monitor, Symptom, default_symptoms
 from ranum.guards.types import Culprit, Extremes, Finding, History, Incident, Reading
-from ranum.source import Source
+from ranum.source import UNKNOWN, Source
 
 READINGS_KEPT = 20_000
 """Beyond this, the older half of a history is thinned by two."""
@@ -486,6 +486,9 @@ class Guard:
 
     def _decide(self, loss: Tensor | float | None, epoch: int) -> Decision:
         reading, self._measured = self._measured or self._read(loss, epoch), None
+        if self._candidate == self._step:
+            bad = self._contained("snapshots", self.snapshots.bad_in_latest)
+            reading = replace(reading, bad_state=next(iter(bad or ()), ""))
         self._readings.append(reading)
         if len(self._readings) > READINGS_KEPT:
             self._readings[: READINGS_KEPT // 2] = self._readings[: READINGS_KEPT // 2 : 2]
@@ -533,7 +536,11 @@ class Guard:
     def _recover(self, finding: Finding, reading: Reading) -> tuple[Outcome, Culprit | None, str]:
         self._contained("snapshots", self.snapshots.restore_buffers)
         culprit, is_transient, file = None, False, ""
-        if not _is_finite(reading):
+        if reading.bad_state and _is_finite(reading):
+            culprit = Culprit(
+                op="", phase="forward", source=UNKNOWN, cause="weights", name=reading.bad_state
+            )
+        elif not _is_finite(reading):
             found = self._contained("the culprit search", self._find_culprit)
             culprit, is_transient = found or (None, False)
             is_transient = self._agree(is_transient)

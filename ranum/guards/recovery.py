@@ -184,7 +184,8 @@ class Rollback:
     The first fault goes back to the newest snapshot, and to its batches where they can come
     again. Each further fault within `patience` steps of the rollback before goes one deeper:
     an older snapshot, in the end the first state of the run; the data goes on then, for the
-    same batches have led there twice.
+    same batches have led there twice. Where weights or moments were not finite while every
+    gradient had been (a flipped bit), the first way back leaves the learning rates alone.
 
     Args:
         learning_rate_factor: What learning rates are multiplied by, each time; in (0, 1].
@@ -232,7 +233,9 @@ class Rollback:
         self._recent = [*recent, fault.step]
         detail = f"went back to step {back_to}"
         detail += " and its batches" if guard.is_rewound else ""
-        if self.learning_rate_factor < 1:
+        # Numbers that were damaged at rest say nothing about the learning rate; twice they do.
+        is_damage = fault.culprit is not None and fault.culprit.cause == "weights"
+        if self.learning_rate_factor < 1 and not (is_damage and len(self._recent) == 1):
             guard.scale_learning_rates(self.learning_rate_factor)
             detail += f"; learning rate x {self.learning_rate_factor:.2g}"
         return Outcome(action=self.name, detail=detail, back_to=back_to)

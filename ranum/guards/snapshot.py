@@ -202,6 +202,7 @@ class Snapshots:
         self._first: _Snapshot | None = None
         self._spare: list[_Snapshot] = []
         self._buffers = _BufferCopies()
+        self._usual: frozenset[str] = frozenset()
         self._before: RandomState | None = None
         self._settings: tuple[list[Any], list[Any]] = ([], [])
         self._devices: frozenset[torch.device] | None = None
@@ -260,8 +261,51 @@ class Snapshots:
         memory.flush()
         if self._first is None:
             self._first = snapshot
+            self._usual = frozenset(self.bad_in_latest())
         else:
             self._ring.appendleft(snapshot)
+
+    def bad_in_latest(self) -> list[str]:
+        """Names of tensors in the newest snapshot that are not finite, and were so at first.
+
+        Infinities that were there from the start are the model's own (masks). Reads from the
+        device.
+        """
+        latest = next(iter(self._all()), None)
+        if latest is None:
+            return []
+        named = [
+            (name, tensor)
+            for name, tensor in self._contents(latest)
+            if tensor.is_floating_point() and tensor.numel() and type(tensor) is Tensor
+        ]
+        groups: dict[Any, list[tuple[str, Tensor]]] = {}
+        for name, tensor in named:
+            groups.setdefault((tensor.device, tensor.dtype), []).append((name, tensor))
+        bad = []
+        for group in groups.values():
+            # The sum of squares is the fastest look; where it overflows, a closer one follows.
+            norms = torch._foreach_norm([tensor for _, tensor in group], 2)
+            flags = torch.stack(norms).isfinite().tolist()
+            bad += [
+                name
+                for (name, tensor), is_good in zip(group, flags, strict=True)
+                if not is_good and not bool(tensor.isfinite().all())
+            ]
+        return [name for name in bad if name not in self._usual]
+
+    def _contents(self, snapshot: _Snapshot) -> Iterator[tuple[str, Tensor]]:
+        names = {id(p): name for name, (p, _) in snapshot.parameters.items()}
+        for name, (_, saved) in snapshot.parameters.items():
+            yield name, saved.tensor
+        for number, (_, name, _, copied) in enumerate(snapshot.buffers):
+            if copied is not None:
+                yield f"buffer {number} ({name})", copied.tensor
+        for state in snapshot.optimizers:
+            for key, entries in state.state.items():
+                for name, value in entries.items() if isinstance(entries, dict) else ():
+                    if isinstance(value, _Copy):
+                        yield f"{name} of {names.get(id(key), 'a parameter')}", value.tensor
 
     def _slot(self) -> _Snapshot:
         if self._spare:

@@ -42,6 +42,8 @@ class Reading:
         grad_norms: L2 norm per parameter name; empty in steps that are not sampled.
         weight_norms: L2 norm per parameter name; empty in steps that are not sampled.
         activations: By module path; empty in steps that are not sampled.
+        bad_state: A weight, buffer or moment of the optimizer that is not finite, by name; "" if
+            there is none, or it was not looked for.
     """
 
     step: int
@@ -52,6 +54,7 @@ class Reading:
     grad_norms: Mapping[str, float] = field(default_factory=dict)
     weight_norms: Mapping[str, float] = field(default_factory=dict)
     activations: Mapping[str, ActivationReading] = field(default_factory=dict)
+    bad_state: str = ""
 
     @property
     def is_sampled(self) -> bool:
@@ -138,7 +141,7 @@ class Culprit:
         output: Extremes of its first bad output.
         outcome: "NaN", "Inf" or "-Inf".
         cause: "operator" (finite in, not finite out), "data" (the batch was not finite) or
-            "weights" (a parameter or buffer was not finite before the step).
+            "weights" (a parameter, buffer or moment was not finite before the step).
         name: For data and weights, the name of the bad tensor.
     """
 

@@ -198,6 +198,14 @@ def test_rollback_goes_deeper_and_is_used_up():
     assert Rollback(1).apply(fault(), guard).detail == "went back to step 100"
 
 
+def test_damage_says_nothing_about_the_learning_rate_until_it_comes_twice():
+    rollback, guard = Rollback(0.1, patience=100), FakeGuard()
+    first = rollback.apply(fault(120, "weights"), guard)
+    second = rollback.apply(fault(130, "weights"), guard)
+    assert first.detail == "went back to step 100"
+    assert second.detail == "went back to step 50; learning rate x 0.1"
+
+
 def test_rollback_needs_a_snapshot():
     assert Rollback().apply(fault(), FakeGuard(())) is None
 

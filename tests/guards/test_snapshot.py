@@ -445,3 +445,25 @@ def test_depth_must_not_be_negative():
     with pytest.raises(ArgumentError, match="depth"):
         snapshots.restore(-1)
     assert repr(snapshots) == "Snapshots(Linear, keep=2, steps=(0,))"
+
+
+def test_what_is_not_finite_in_a_snapshot_is_named():
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    model.register_buffer("mask", torch.full((2, 2), -torch.inf).triu(1))
+    optimizer = torch.optim.Adam(model.parameters())
+    snapshots = Snapshots(model, optimizer)
+    snapshots.take(0)
+    assert snapshots.bad_in_latest() == []  # the mask was there from the start
+    model(torch.randn(4, 2)).sum().backward()
+    optimizer.step()
+    with torch.no_grad():
+        model[0].weight[0, 0] = torch.nan
+        model[1].running_var[1] = torch.inf
+        optimizer.state[model[1].bias]["exp_avg"][0] = torch.nan
+        model[0].bias.fill_(3e30)  # the sum of its squares overflows; it is finite
+    snapshots.take(1)
+    assert sorted(snapshots.bad_in_latest()) == [
+        "0.weight",
+        "buffer 2 (running_var)",
+        "exp_avg of 1.bias",
+    ]

@@ -1,4 +1,4 @@
-"""RN201: the loss or a gradient is NaN or infinite."""
+"""RN201: the loss, a gradient or the state of the run is NaN or infinite."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from ranum.guards.types import Finding, Severity
 @register
 @dataclass(frozen=True, slots=True)
 class NonFinite(Symptom):
-    """The loss or a gradient is NaN or infinite.
+    """The loss, a gradient or the state of the run is NaN or infinite.
 
     What it finds:
-        A reading whose loss or global gradient norm is not a finite number.
+        A reading whose loss or global gradient norm is not a finite number; and, in steps before
+        which a snapshot is due, a weight, a buffer or a moment of the optimizer that is not, unless
+        it was so from the start (a mask).
 
     Why it matters:
         One optimizer step with such a gradient makes every weight it reaches, and the
@@ -26,8 +28,8 @@ class NonFinite(Symptom):
         None: every such value is a fault.
 
     Known misses:
-        A NaN that does not reach the loss or a gradient: in a metric, or in BatchNorm's
-        running statistics.
+        A NaN that does not reach the loss or a gradient: in a metric; in BatchNorm's running
+        statistics until the next snapshot is due.
 
     Remedies:
         Skip the batch or go back to a snapshot, and repair the operator that made it: a
@@ -52,11 +54,14 @@ class NonFinite(Symptom):
             for name, value in (("loss", reading.loss), ("gradient norm", reading.grad_norm))
             if value is not None and not math.isfinite(value)
         ]
+        if reading.bad_state:
+            bad.append(f"{reading.bad_state} is not finite")
         if not bad:
             return None
         return self.find(
             window,
             f"The {' and the '.join(bad)}.",
+            where=reading.bad_state,
             loss=math.nan if reading.loss is None else reading.loss,
             grad_norm=math.nan if reading.grad_norm is None else reading.grad_norm,
         )

@@ -1,0 +1,1 @@
+"""Faults put into running trainings, and what becomes of the runs."""
