@@ -17,18 +17,17 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ranum.analysis.confirm.goals import goals
-from ranum.analysis.confirm.replay import RANDOM
 from ranum.analysis.confirm.rerun import rerun
-from ranum.analysis.evaluate import NotExecutableError, flushed, needed_nodes, run_node
+from ranum.analysis.evaluate import needed_nodes
 from ranum.analysis.execution import unflushed
-from ranum.analysis.graph import Node, Ref
+from ranum.analysis.graph import Node
 from ranum.analysis.interval import Interval
 from ranum.analysis.propagate import propagate
 from ranum.analysis.result import Context, Defect
 from ranum.repair.preconditions.places import Place, all_places
+from ranum.repair.preconditions.settled import Settled
 from ranum.repair.preconditions.trial import reaching
 
 How = Literal["no path", "fails anyway", "not found"]
@@ -39,24 +38,6 @@ _REFUSALS = 8
 _HALVINGS = 5
 _NEAREST = 6
 """Places next to the operator that are set to other numbers than the rest."""
-_FACTORS = {
-    "mm": ("x", "mat2"),
-    "addmm": ("mat1", "mat2"),
-    "bmm": ("x", "mat2"),
-    "baddbmm": ("batch1", "batch2"),
-    "mv": ("x", "vec"),
-    "addmv": ("mat", "vec"),
-    "dot": ("x", "tensor"),
-    "mul": ("x", "other"),
-    "convolution": ("x", "weight"),
-}
-"""Operators that multiply, and by which names they call the factors."""
-_GONE = {torch.float64: 800.0, torch.float32: 200.0, torch.bfloat16: 200.0, torch.float16: 40.0}
-"""Where the exponential of the negative number is 0, with room for any rounding."""
-_MATRICES = frozenset({"mm", "addmm", "bmm", "baddbmm"})
-_FEW = 1 << 12
-_LARGEST = 1 << 22
-"""Elements above which no value is computed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,8 +167,8 @@ class _Fixed:
         """A number for every other place."""
         ones = {place.number: _inside(place, 1.0) for place in self._others}
         yield {place.number: _inside(place, 0.0) for place in self._others}
-        yield ones
         yield self._cut(ones)
+        yield ones
 
     def _around(self, base: dict[int, Any]) -> Iterator[dict[int, Any]]:
         """The same, and one place or some elements of it set to another number."""
@@ -204,8 +185,7 @@ class _Fixed:
         """0 for what multiplies something that depends on the chosen places."""
         base = dict(base)
         for _ in self._others:
-            met = self._walk(base)[2]
-            met = [p for p in met if base[p.number] != 0.0]
+            met = [place for place in self._settled(base).met if base[place.number] != 0.0]
             if not met:
                 break
             base[met[0].number] = _inside(met[0], 0.0)  # what lies behind may be settled now
@@ -223,99 +203,26 @@ class _Fixed:
     # --- does it fail -------------------------------------------------------------------------
 
     def _fails(self, fills: Mapping[int, Any]) -> bool:
-        values, intervals, _ = self._walk(fills)
-        operands = self._node.operands
-        known = {n: values[n] for n in operands if n in values}
-        if len(known) == len(set(operands)) and any(goal.fails(known) for goal in self._goals):
+        found = self._settled(fills)
+        known = {number: found.value(number) for number in self._node.operands}
+        values = {number: value for number, value in known.items() if value is not None}
+        if len(values) == len(known) and any(goal.fails(values) for goal in self._goals):
             return True
-        return self._surely(self._node, intervals)
+        return self._surely(self._node, found.intervals)
+
+    def _settled(self, fills: Mapping[int, Any]) -> Settled:
+        fixed = {
+            place: self._tensor(place, fill) if isinstance(fill, tuple) else fill
+            for place in self._others
+            for fill in [fills[place.number]]
+        }
+        return Settled.of(self._context, self._nodes, fixed, self._chosen)
 
     def _fails_in_the_step(self, fills: Mapping[int, Any]) -> bool:
         tensors = {p: self._tensor(p, fills[p.number]) for p in self._others}
         weights = {p.name: x for p, x in tensors.items() if p.kind == "weight"}
         inputs = {p.name: x for p, x in tensors.items() if p.kind == "input"}
         return rerun(self._context, self._defect, inputs, weights, seed=0) is not None
-
-    def _walk(
-        self, fills: Mapping[int, Any]
-    ) -> tuple[dict[int, Tensor], dict[int, Interval], list[Place]]:
-        """The values that depend on nothing chosen, all intervals, and what meets the others."""
-        graph = self._graph
-        intervals = {**self._context.intervals, **self._context.start}
-        values: dict[int, Tensor] = {}
-        for leaf in graph.leaves("derived"):  # integer inputs are those of the example
-            if leaf.data is not None and tuple(leaf.data.shape) == leaf.shape:
-                values[leaf.index] = leaf.data.detach()
-                intervals[leaf.index] = Interval.point(values[leaf.index])
-        owner: dict[int, Place] = {}
-        met: list[Place] = []
-        for place in self._others:
-            fill, start = fills[place.number], place.start
-            owner[place.number] = place
-            if isinstance(fill, tuple):
-                values[place.number] = self._tensor(place, fill)
-                intervals[place.number] = Interval.point(values[place.number])
-            else:
-                intervals[place.number] = Interval.full(fill, fill, start.shape, start.dtype)
-        for node in self._nodes:
-            apart = {n: _apart(intervals[n]) for n in node.operands} if node.op in _MATRICES else {}
-            known = propagate(graph, {**intervals, **apart}, nodes=[node], blocks=True)
-            outputs = [number for number in node.outputs if number is not None]
-            intervals.update((number, known.intervals[number]) for number in outputs)
-            if not self._chosen.keys().isdisjoint(outputs):  # it may hold anything
-                number = next(iter(self._chosen.keys() & set(outputs)))
-                intervals[number] = (
-                    self._chosen[number].start.intersect(*self._chosen[number].full).with_nan(False)
-                )
-                continue
-            settled = [_value(values, intervals, number) is not None for number in node.operands]
-            if node.op in _FACTORS and not all(settled):
-                met += [owner[n] for n in node.operands if n in owner]
-            elif len(set(node.operands)) == 1 and node.operands[0] in owner:
-                owner.update((number, owner[node.operands[0]]) for number in outputs)
-            if all(_value(values, intervals, number) is not None for number in outputs):
-                continue
-            if all(settled) and node.op not in RANDOM:
-                self._run(node, values, intervals, outputs)
-            elif _is_zero_product(node, values, intervals):
-                still = {n: torch.zeros(()) for n in node.operands}
-                still = {n: x.expand(graph.values[n].shape) for n, x in still.items()}
-                self._run(node, {**still, **values}, intervals, outputs, into=values)
-            else:
-                intervals.update(_vanished(node, intervals))
-        for number in self._node.operands:
-            value = _value(values, intervals, number)
-            if value is not None:
-                values[number] = value
-        return values, intervals, met
-
-    def _run(
-        self,
-        node: Node,
-        values: dict[int, Tensor],
-        intervals: dict[int, Interval],
-        outputs: Sequence[int],
-        into: dict[int, Tensor] | None = None,
-    ) -> None:
-        """The node on the very numbers that its operands have, whatever the chosen ones hold."""
-        shapes = [self._graph.values[n].shape for n in (*node.operands, *outputs)]
-        if max(torch.Size(shape).numel() for shape in shapes) > _LARGEST:
-            return
-        arguments = tree_map_only(
-            Ref, lambda ref: _value(values, intervals, ref.value), node.arguments
-        )
-        try:
-            with torch.no_grad():
-                result = run_node(node, arguments, wide=False)
-        except (NotExecutableError, RuntimeError, TypeError, IndexError):
-            return
-        leaves = tree_leaves(result)
-        for number, tensor in zip(node.outputs, leaves, strict=False):
-            if number is None or not isinstance(tensor, Tensor):
-                continue
-            value = flushed(tensor) if self._context.program.flush_to_zero else tensor
-            (values if into is None else into)[number] = value
-            intervals[number] = Interval.point(value)
 
     def _surely(self, node: Node, intervals: Mapping[int, Interval]) -> bool:
         """True if some element of the operand lies in the bad set, wherever in its bounds."""
@@ -335,81 +242,6 @@ class _Fixed:
         result = outputs[node.outputs[0] or 0]
         infinite = (result.lower == torch.inf) | (result.upper == -torch.inf)
         return result.dtype.is_floating_point and bool(infinite.any())
-
-
-def _apart(interval: Interval) -> Interval:
-    """The same with a bound for each element, so that columns are told apart; if they are few."""
-    count = torch.Size(interval.shape).numel()
-    if interval.is_point or not 1 < count <= _FEW:
-        return interval
-    lower, upper = (bound.contiguous() for bound in interval.expanded())
-    return Interval(lower, upper, interval.shape, interval.dtype, interval.may_nan)
-
-
-def _value(
-    values: Mapping[int, Tensor], intervals: Mapping[int, Interval], number: int
-) -> Tensor | None:
-    """The very numbers of a value, if its bounds leave only one for each element."""
-    if number in values:
-        return values[number]
-    interval = intervals.get(number)
-    if interval is None or interval.may_nan:
-        return None
-    if interval.is_uniform:
-        is_known = interval.low == interval.high
-    else:
-        is_known = bool((interval.lower == interval.upper).all())
-    return interval.lower.expand(interval.shape) if is_known else None
-
-
-def _is_zero_product(
-    node: Node, values: Mapping[int, Tensor], intervals: Mapping[int, Interval]
-) -> bool:
-    """True for a product with zeros alone of something finite, to which nothing unknown is added.
-
-    Its sums are exact in any order: the other factor could be anything finite.
-    """
-    factors = [node.arguments.get(name) for name in _FACTORS.get(node.op, ())]
-    refs = [factor.value for factor in factors if isinstance(factor, Ref)]
-    known = [_value(values, intervals, number) for number in refs]
-    if len(refs) != 2 or not any(x is not None and not bool(x.any()) for x in known):
-        return False
-    rest = [number for number in node.operands if number not in refs]
-    if any(_value(values, intervals, number) is None for number in rest):
-        return False
-    return all(intervals[number].is_finite for number in refs)
-
-
-def _vanished(node: Node, intervals: Mapping[int, Interval]) -> dict[int, Interval]:
-    """What an exponential gives where it underflows for every operand in its bounds.
-
-    Bounds of transcendental functions are rounded outward, and never say that it is just 0.
-    """
-    number = node.outputs[0]
-    operand = node.arguments.get("x")
-    if number is None or not isinstance(operand, Ref) or node.op not in _EXPONENTIALS:
-        return {}
-    x, result = intervals[operand.value], intervals[number]
-    gone = _GONE.get(x.dtype)
-    if gone is None or not x.is_finite or result.may_nan:
-        return {}
-    lower, upper = x.expanded()
-    if node.op == "_softmax":
-        dim = node.arguments["dim"]
-        depth = upper - lower.amax(dim, keepdim=True)
-    else:
-        depth = upper
-    below = depth < -gone
-    low, high = result.expanded()
-    high = torch.where(below, torch.zeros_like(high), high)
-    low = torch.where(below, torch.zeros_like(low), low)
-    if node.op == "sigmoid":
-        low = torch.where(lower > gone, torch.ones_like(low), low)
-        high = torch.where(lower > gone, torch.ones_like(high), high)
-    return {number: Interval.between(low, high, result.shape, result.dtype)}
-
-
-_EXPONENTIALS = frozenset({"exp", "sigmoid", "_softmax"})
 
 
 def _inside(place: Place, number: float) -> float:
