@@ -34,7 +34,7 @@ from benchmarks.measure import heading, table
 from ranum.analysis.confirm.training import train_into
 
 COLUMNS = ("case", "trained", "runs", "seeds that failed", "median s", "steps", "batches")
-SHORT = 3.0
+SHORT = 2.0
 """Seconds for each of several operators before any gets all of the time."""
 STEPS = 100_000
 DATA = {"4": "x", "5": "scores", "23": "z", "27": "z", "46": "z", "57": "z"}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -24,32 +24,61 @@ from ranum.analysis.confirm.training.proposals import Cycle, Matcher, Wanted
 from ranum.analysis.confirm.training.trainer import State, Trainer
 from ranum.analysis.result import Context, Defect
 
-LONGEST = 4096
-"""Steps tried ahead at most."""
+AHEADS = (64, 256, 1024, 4096)
+"""Steps looked ahead at most, before each way of searching makes room for the other."""
+SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
+"""Of the time, what a round may take then."""
+TRIALS = 16
+"""Proposals of a round, about."""
+LONGEST = AHEADS[-1]
+"""Steps trained on the same data before the goal is looked at again, at most."""
+_STAGES = {
+    False: "batches matched to the gradient wanted, trained on while they help",
+    True: "contrasts: batches that hardly differ, labelled differently",
+}
 LONGER = 4
 """Times as many steps are looked ahead once no data help in fewer."""
 FIRST_ROUNDS = 10
 """Times three gradients taken for the failing batch before the first step."""
 NO_GAIN = 0.01
 """Share of the distance below which three more gradients have brought nothing."""
-SHORT = 256
-"""Steps looked ahead before the search begins anew with contrasts."""
 AHEAD = 8
 """Share of a round that slowed down which the next one looks ahead, one in so many."""
 SLOWING = 0.5
 """Share of the first gain below which other data are looked for."""
-PATIENCE = 4
+PATIENCE = 2
 """Longer courses tried after one whose failure did not happen when it was run again."""
 MOVES = 2
 """Gradients taken for the failing batch after each trial."""
+FAINT = 4
+"""Steps looked ahead first where there are no labels to contrast."""
 DIMMED = (0.3, 0.1, 0.03)
 """Shares of the way to the failing batch where matches begin as well."""
-CORNERS = 3
-"""Cycles of random batches tried in a round."""
-LONGEST_CYCLE = 8
-"""Random batches of one cycle at most."""
+CORNERS = (2, 2, 8)
+"""Random batches in each of the cycles of such that are tried in a round."""
 LEAST_GAIN = 1e-3
 """Share of the distance that a round must bring at least."""
+
+
+@dataclass(slots=True)
+class _Track:
+    """One way of searching, and where it stands.
+
+    Attributes:
+        state: Of the run.
+        point: The failing batch.
+        horizon: Steps it looks ahead.
+        contrasts: It tries nothing but contrasts.
+        accepted: The data trained on so far, with the number of steps.
+        attempts: Failures that did not happen when they were run again.
+    """
+
+    state: State
+    point: dict[str, Tensor]
+    horizon: int
+    contrasts: bool
+    accepted: list[tuple[Cycle, int]] = field(default_factory=list)
+    attempts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +145,7 @@ class Search:
         self._attempts = 0
         self._step_seconds = 0.0
         self._only_contrasts = False
+        self._most_seconds = 0.0
 
     def run(self, goals: Sequence[Goal]) -> Course | None:
         """A course towards the first goal that can be reached, each in its share of the time."""
@@ -140,26 +170,36 @@ class Search:
                 return found
             if before is None or before - here < NO_GAIN * abs(here):
                 break
-        self._say("batches matched to the gradient wanted, trained on while they help")
-        assert here is not None
-        found, horizon = self._course(aim, here, 1, SHORT)
-        if found is not None or self._is_over:
-            return found
-        self._say("contrasts: batches that hardly differ, labelled differently")
-        state, accepted = self._trainer.snapshot(), self._accepted
-        point = aim.point
-        self._begin()
-        start = aim.distance(self._trainer.weights)
-        self._only_contrasts = True
-        with self._budget.share(2):
-            found, _ = (None, 0) if start is None else self._course(aim, start, SHORT, LONGEST)
-        self._only_contrasts = False
-        if found is not None or self._budget.is_spent:
-            return found
-        self._trainer.restore(state)
-        self._accepted, aim.point = accepted, point
-        self._say(f"longer runs of matched batches, up to {LONGEST} steps ahead")
-        return self._course(aim, here, horizon, LONGEST)[0]
+        tracks = [
+            _Track(self._trainer.snapshot(), aim.point, 1, contrasts=False),
+            _Track(
+                self._trainer.snapshot(),
+                aim.point,
+                AHEADS[0] if self._matcher.has_labels else FAINT,
+                contrasts=True,
+            ),
+        ]
+        whole = self._budget.deadline - time.monotonic()
+        for longest, share in zip(AHEADS, SHARES, strict=True):
+            self._most_seconds = whole * share
+            for track in tracks:
+                if track.attempts <= PATIENCE and not self._budget.is_spent:
+                    found = self._followed(aim, track, longest)
+                    if found is not None:
+                        return found
+        return None
+
+    def _followed(self, aim: Aim, track: _Track, longest: int) -> Course | None:
+        """Goes on where a track stands, as long as its horizon is no longer than so many steps."""
+        self._say(_STAGES[track.contrasts])
+        self._trainer.restore(track.state)
+        self._accepted, self._attempts = track.accepted, track.attempts
+        self._only_contrasts = track.contrasts
+        aim.point = track.point if track.state.steps else aim.point
+        found, track.horizon = self._course(aim, track.horizon, longest)
+        track.state, track.point = self._trainer.snapshot(), aim.point
+        track.accepted, track.attempts = self._accepted, self._attempts
+        return found
 
     def _say(self, stage: str) -> None:
         if stage not in self._tried:
@@ -169,15 +209,14 @@ class Search:
         self._trainer.begin(self._start)
         self._accepted, self._attempts = [], 0
 
-    def _course(
-        self, aim: Aim, here: float, horizon: int, longest: int
-    ) -> tuple[Course | None, int]:
+    def _course(self, aim: Aim, horizon: int, longest: int) -> tuple[Course | None, int]:
         """Rounds until it fails or no data help within the longest horizon; the horizon then."""
         trainer = self._trainer
         usual = 0.0
-        while not self._is_over and horizon <= longest:
-            moved = aim.move(trainer.weights, MOVES)  # what training did not bring does not count
-            here = here if moved is None else moved
+        while not self._is_over and horizon <= longest and self._affords(horizon):
+            here = aim.move(trainer.weights, MOVES)  # what training did not bring does not count
+            if here is None:
+                break
             begun, steps = here, trainer.steps
             best = self._best(aim, here, horizon, usual)
             if isinstance(best, Course):
@@ -205,6 +244,10 @@ class Search:
         return (
             self._budget.is_spent or self._trainer.steps >= self._most or self._attempts > PATIENCE
         )
+
+    def _affords(self, horizon: int) -> bool:
+        """False if a round that looks so far ahead takes more time than there is for one now."""
+        return horizon == 1 or TRIALS * horizon * self._step_seconds <= self._most_seconds
 
     # --- a round ----------------------------------------------------------------------------
 
@@ -259,8 +302,10 @@ class Search:
             matched = self._matcher.matched(wanted, start)
             if matched is not None:
                 yield (matched[0],)
-        for _ in range(CORNERS):
-            yield self._matcher.corners(min(horizon, LONGEST_CYCLE))
+        for length in CORNERS:
+            yield self._matcher.corners(min(horizon, length))
+        if horizon > 1:
+            yield self._matcher.beside(aim.batch())
         if horizon > 1:
             yield from self._matcher.contrasts(wanted, aim.point)
         yield (aim.batch(),)

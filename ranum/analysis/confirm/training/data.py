@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -66,7 +67,21 @@ class Slot:
             return torch.zeros_like(tensor).scatter_(self.dim, best, 1.0)
         if self.kind == "binary":
             return (tensor > 0.5).to(tensor.dtype)
-        return self.variable.within(tensor)
+        return self.variable.within(tensor.clamp(*self._ends))
+
+    @cached_property
+    def _ends(self) -> tuple[float, float]:
+        """The ends of a float range, without the last digit that rounding outwards added."""
+        assert self.variable is not None
+        lower, upper = self.variable.lower, self.variable.upper
+        if lower.numel() != 1 or upper.numel() != 1 or self.variable.dtype != torch.float32:
+            return -torch.inf, torch.inf
+        low, high = np.float32(lower.item()), np.float32(upper.item())
+        ends = (np.nextafter(low, high), np.nextafter(high, low))
+        return tuple(  # type: ignore[return-value]
+            float(inner if len(str(inner)) < len(str(outer)) else outer)
+            for outer, inner in zip((low, high), ends, strict=True)
+        )
 
     def own(self, tensor: Tensor) -> Tensor:
         """In its own dtype."""

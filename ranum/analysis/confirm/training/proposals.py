@@ -8,7 +8,7 @@ optimizer chooses the length.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,7 @@ from ranum.analysis.confirm.training.data import Batch, Slot, own
 
 LENGTHS = (2.0, 0.5, 0.1)
 """Steps of a batch up the match, in sizes of the input: to the ends of its range first."""
-CONTRASTS = (0.5, 0.2, 0.05, 0.02)
+CONTRASTS = (0.5, 0.2, 0.05, 0.01)
 """How near two batches of different labels lie, in shares of the way to the failing batch."""
 BLUR = 1e-3
 """Where an optimizer looks at signs: the size of a gradient, in mean sizes, that counts as none."""
@@ -69,12 +69,15 @@ class Matcher:
         self._generator = torch.Generator().manual_seed(0)
         self._floats = {name: one for name, one in self._slots.items() if one.variable is not None}
 
-    def matched(self, wanted: Wanted, start: Mapping[str, Tensor]) -> tuple[Batch, float] | None:
+    def matched(
+        self, wanted: Wanted, start: Mapping[str, Tensor], still: Collection[str] = ()
+    ) -> tuple[Batch, float] | None:
         """A batch that matches well, and how well; None where the step has no second gradient.
 
         Args:
             wanted: Direction of the update.
             start: Where to begin; inputs that are missing begin as recorded.
+            still: Inputs that stay where they begin.
         """
         point = {name: start.get(name, one.recorded) for name, one in self._floats.items()}
         choices = dict(self._best_choices(wanted, point))
@@ -87,7 +90,7 @@ class Matcher:
                     point, score, slopes = labelled, better, found
             for length in LENGTHS:
                 moved = {
-                    n: self._moved(self._floats[n], x, slopes.get(n), length)
+                    n: x if n in still else self._moved(self._floats[n], x, slopes.get(n), length)
                     for n, x in point.items()
                 }
                 better, found = self._score(wanted, moved, choices)
@@ -157,6 +160,15 @@ class Matcher:
                 scored.append((score, number))
             if scored:
                 yield one.name, one.labelled(max(scored)[1])
+
+    @property
+    def has_labels(self) -> bool:
+        """True if some input is a label."""
+        return any(one.is_label for one in self._slots.values())
+
+    def beside(self, batch: Batch) -> Cycle:
+        """A batch and a random one in turn."""
+        return batch, self._corner()
 
     def corners(self, count: int) -> Cycle:
         """Random batches of equal rows at the ends of the ranges, new ones every time."""
@@ -228,6 +240,7 @@ class Matcher:
         """
         best, worst = self.labels(wanted, far)
         if not best:
+            yield from self._faint(wanted, far)
             return
         for share in CONTRASTS:
             for base, end in self._directions(far):
@@ -244,6 +257,20 @@ class Matcher:
                     )
                     for point, chosen in ((near, best), (base, worst))
                 )
+
+    def _faint(self, wanted: Wanted, far: Mapping[str, Tensor]) -> Iterator[Cycle]:
+        """Where there are no labels: batches that are hardly anything, alone and beside nothing."""
+        nothing = {
+            name: one.legal(torch.zeros_like(one.recorded))
+            for name, one in self._slots.items()
+            if one.kind == "free"
+        }
+        for share in CONTRASTS:
+            start = {**nothing, **self.dimmed(far, share)}
+            matched = self.matched(wanted, start, still=far)
+            if matched is not None:
+                yield (matched[0],)
+                yield matched[0], own(self._slots, nothing)
 
     def _directions(self, far: Mapping[str, Tensor]) -> Iterator[tuple[Point, Point]]:
         """Where the two batches of a contrast lie when they coincide, and where they part to."""
