@@ -290,7 +290,8 @@ class GuardCallback:
             )
         if self._guard is not None and session.is_on("the guard"):
             with session.contained("the guard"):
-                replay = partial(_replay, pl_module, batch, batch_idx, _precision(trainer))
+                share = trainer.accumulate_grad_batches
+                replay = partial(_replay, pl_module, batch, batch_idx, _precision(trainer), share)
                 if self._position is not None:
                     self._position.batch_starts()
                 self._guard.begin(batch, replay)
@@ -527,11 +528,14 @@ def _is_positive_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
-def _replay(module: Any, batch: Any, batch_idx: int, precision: Any) -> Tensor | None:
-    """Forward, loss and backward of one batch, without the Trainer noticing."""
+def _replay(module: Any, batch: Any, batch_idx: int, precision: Any, share: int) -> Tensor | None:
+    """Forward, loss and backward of one batch, without the Trainer noticing.
+
+    The loss is divided among the `share` batches of a step, as Lightning does.
+    """
     loss = lightning_program(module, batch, batch_idx=batch_idx, precision=precision).step(batch)
     if loss is not None and loss.requires_grad:
-        loss.backward()
+        (loss / share).backward()
     return loss
 
 

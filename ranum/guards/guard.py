@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ from torch import Tensor, distributed, nn
 from ranum.errors import ArgumentError, RanumError, RanumWarning
 from ranum.guards.culprit import find_culprit
 from ranum.guards.incident_file import save_incident
+from ranum.guards.parts import without_bad_parts
 from ranum.guards.readings import TorchReader
 from ranum.guards.recovery import Fault, Ladder, Outcome, Remedy, default_remedies
 from ranum.guards.rewind import LoaderPosition, Position
@@ -64,7 +66,8 @@ class Decision:
     """What the guard says about a step, before the optimizer.
 
     Attributes:
-        proceed: Take the optimizer step. If False, the gradients have been dropped.
+        proceed: Take the optimizer step. If False, the gradients have been dropped; with an
+            incident, they have been mended.
         incident: What was done; None if nothing had to be.
         stop: Training should end.
         restart: Training should start over: a remedy has prepared a new configuration.
@@ -191,6 +194,7 @@ class Guard:
         self._is_open = False
         self._is_decided = False
         self._batches: list[tuple[Any, Callable[[], Any] | None]] = []
+        self._parts: list[Callable[[], Any]] = []
         self._watching: Any = None
         self._measured: Reading | None = None
         self._candidate: int | None = None
@@ -269,6 +273,7 @@ class Guard:
             self.abandon()
             raise
         self._batches[-1:] = [(batch, step.replay)]
+        self._parts = step.parts
         self._unscale()
         decision = self.decide(step.loss, epoch=epoch)
         step.decision = decision
@@ -354,12 +359,14 @@ class Guard:
         if self._is_decided:
             self._is_decided = self._is_open = self._went_back = False
             self._batches.clear()
+            self._parts = []
 
     def abandon(self) -> None:
         """Forgets a step that has begun and will not be decided, as after an exception."""
         self._unwatch()
         self._is_decided = self._is_open = self._went_back = False
         self._batches.clear()
+        self._parts = []
         self._drop_candidate()
 
     def close(self) -> None:
@@ -367,6 +374,24 @@ class Guard:
         self.abandon()
         self._reader.close()
         self.snapshots.clear()
+
+    def leave_out_parts(self) -> list[int] | None:
+        """Mends the gradients of this step: without the micro-batches that spoil them.
+
+        For remedies, whose outcome then is to proceed. See `without_bad_parts`.
+
+        Returns:
+            The positions of those left out; None, with nothing changed, if that is none or all
+            of them, if they cannot be run again one by one, or if a scaler or another process has
+            seen the bad gradients already.
+        """
+        parts = self._parts or [replay for _, replay in self._batches if replay is not None]
+        count = len(self._parts) or len(self._batches)
+        if len(parts) < 2 or len(parts) < count or self.scaler is not None or _is_shared():
+            return None
+        trained = [p for one in self.optimizers for g in one.param_groups for p in g["params"]]
+        others = [p for p in self.model.parameters() if all(p is not one for one in trained)]
+        return without_bad_parts(self.model, [*trained, *others], parts)
 
     def go_back(self, depth: int = 0, *, rewind: bool = True) -> int | None:
         """Goes back to a snapshot; for remedies.
@@ -520,7 +545,7 @@ class Guard:
         )
         self._incidents.append(incident)
         return Decision(
-            proceed=False,
+            proceed=outcome.proceed,
             incident=incident,
             stop=outcome.stop,
             restart=outcome.restart,
@@ -750,6 +775,13 @@ class Step:
         scaled = loss if self._scaler is None else self._scaler.scale(loss)
         scaled.backward()
         return loss
+
+    @property
+    def parts(self) -> list[Callable[[], Any]]:
+        """Each runs one of the calls once more; none if one of them cannot be run."""
+        if self.replay is None:
+            return []
+        return [partial(self._run, function, args) for function, args in self._calls]
 
     @property
     def replay(self) -> Callable[[], Any] | None:

@@ -48,6 +48,7 @@ class Outcome:
         patch: Unified diff of a live patch that was inserted; "" if none.
         stop: Training should end.
         restart: Training should start over from a new configuration.
+        proceed: The gradients have been mended: the step is taken after all.
     """
 
     action: str
@@ -56,6 +57,7 @@ class Outcome:
     patch: str = ""
     stop: bool = False
     restart: bool = False
+    proceed: bool = False
 
 
 @runtime_checkable
@@ -124,6 +126,9 @@ class Retry:
 class Skip:
     """Leaves the batch out: weights, moments and statistics are as if it had never come.
 
+    Of a step that accumulates the gradients of several micro-batches, only the bad ones are left
+    out, and the others weigh more, where they can be run again one by one.
+
     Fits a fault whose culprit is the batch itself, and a fault without a culprit that comes
     alone. Not an operator's: the weights that led there would lead there again. Nor one that
     is about the run rather than a step (`Symptom.is_of_run`).
@@ -167,6 +172,14 @@ class Skip:
         if row > self.limit:
             return None
         self._last, self._row = fault.step, row
+        parts = guard.leave_out_parts()
+        if parts is not None:
+            which = ", ".join(map(str, parts))
+            return Outcome(
+                action="skip part",
+                detail=f"left micro-batch {which} of the step out; the others weigh more",
+                proceed=True,
+            )
         return Outcome(action=self.name, detail=detail)
 
     def state_dict(self) -> dict[str, Any]:

@@ -201,7 +201,7 @@ class Snapshots:
         self._ring: deque[_Snapshot] = deque()  # newest first
         self._first: _Snapshot | None = None
         self._spare: list[_Snapshot] = []
-        self._buffers = _BufferCopies()
+        self._buffers = BufferCopies()
         self._usual: frozenset[str] = frozenset()
         self._before: RandomState | None = None
         self._settings: tuple[list[Any], list[Any]] = ([], [])
@@ -508,7 +508,7 @@ class Snapshots:
         return found
 
 
-class _BufferCopies:
+class BufferCopies:
     """Copies of all buffers, renewed every step; modules are searched now and then only."""
 
     def __init__(self) -> None:
@@ -521,6 +521,7 @@ class _BufferCopies:
         self._versions: list[int | None] = []
 
     def take(self, model: nn.Module) -> None:
+        """Notes the buffers as they are."""
         if self._age % SEARCH_EVERY == 0:
             self._tables = list(_tables(model))
         self._age += 1
@@ -555,6 +556,7 @@ class _BufferCopies:
         self._versions = [None] * len(self._large)
 
     def restore(self) -> None:
+        """Puts them back."""
         pairs: Pairs = []
         for (table, name, buffer), saved in zip(self._places, self._saved, strict=True):
             table[name] = buffer

@@ -17,6 +17,7 @@ from ranum.source import UNKNOWN, Source
 ACTIONS = {
     "retry": "Trained on the batch once more",
     "skip": "Skipped the batch",
+    "skip part": "Skipped a micro-batch",
     "rollback": "Rolled back",
     "clip": "Inserted a clip",
     "repair": "Repaired the configuration",

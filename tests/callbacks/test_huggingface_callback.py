@@ -173,6 +173,13 @@ def test_a_bad_batch_is_named_left_out_and_not_counted(tmp_path):
     assert all(bool(tensor.isfinite().all()) for tensor in end["weights"])
 
 
+def test_of_accumulated_batches_only_the_bad_one_is_left_out(tmp_path):
+    end, callback = train(tmp_path, poison=3, gradient_accumulation_steps=4)
+    assert [incident.action for incident in callback.history.incidents] == ["skip part"] * 2
+    assert end["steps"] == end["schedule"] == 4
+    assert all(bool(tensor.isfinite().all()) for tensor in end["weights"])
+
+
 def test_gradients_are_read_before_they_are_clipped(tmp_path):
     _, callback = train(tmp_path, max_grad_norm=1e-3)
     norms = [reading.grad_norm for reading in callback.history.readings]

@@ -71,7 +71,7 @@ def build(pl: Any, *, fault: str = "", at: int = -1, manual: bool = False) -> An
 
         def training_step(self, batch: Any, batch_idx: int) -> Any:
             x, y = batch
-            if fault == "data" and self.calls == at:
+            if fault == "data" and batch_idx == at and self.current_epoch == 0:
                 x = x * torch.nan
             self.calls += 1
             logits = self.net(x)
@@ -211,6 +211,19 @@ def test_a_batch_left_out_is_not_counted(pl, tmp_path, manual):
     assert end["scheduler"]["last_epoch"] == (0 if manual else 19)  # then it is the module's
     assert np.isfinite(end["metrics"]["loss_epoch"])
     assert all(bool(tensor.isfinite().all()) for tensor in end["weights"])
+
+
+def test_of_accumulated_batches_only_the_bad_one_is_left_out(pl, tmp_path):
+    end, callback = fit(
+        pl, tmp_path, fault="data", at=5, remedies=["skip"], accumulate_grad_batches=5
+    )
+    (incident,) = callback.history.incidents
+    assert incident.action == "skip part"
+    assert incident.detail == "left micro-batch 0 of the step out; the others weigh more"
+    assert end["steps"] == 4  # all of them
+    assert all(bool(tensor.isfinite().all()) for tensor in end["weights"])
+    norms = [reading.grad_norm for reading in callback.history.readings]
+    assert len(norms) == 4
 
 
 def test_either_namespace(namespace, tmp_path):

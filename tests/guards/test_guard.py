@@ -225,12 +225,28 @@ def test_loss_as_a_tensor_cannot_be_replayed_but_data_is_seen():
 def test_accumulation():
     run, plain = Run(torch.optim.SGD), Run(torch.optim.SGD)
     parts = [batch(0), batch(1, torch.nan), batch(2)]
+    torch.manual_seed(3)
     with run.guard.step(parts) as step:
         for x, y in parts:
             step.backward(lambda x, y: loss_of(run.model, x, y) / 3, x, y)
     incident = step.decision.incident
     assert (incident.culprit.cause, incident.culprit.name) == ("data", "batch[1][0]")
-    assert same(run.state(), plain.state())  # statistics of the good parts, too
+    assert (incident.action, step.decision.proceed) == ("skip part", True)
+    torch.manual_seed(3)
+    with plain.guard.step() as step:  # as if the step had had two parts from the start
+        for x, y in (parts[0], parts[2]):
+            step.backward(lambda x, y: loss_of(plain.model, x, y) / 2, x, y)
+    torch.testing.assert_close(run.state(), plain.state(), rtol=1e-6, atol=1e-7)
+
+
+def test_accumulation_of_nothing_but_bad_parts():
+    run, plain = Run(torch.optim.SGD), Run(torch.optim.SGD)
+    parts = [batch(0, torch.nan), batch(1, torch.nan)]
+    with run.guard.step(parts) as step:
+        for x, y in parts:
+            step.backward(lambda x, y: loss_of(run.model, x, y) / 2, x, y)
+    assert (step.decision.incident.action, step.decision.proceed) == ("skip", False)
+    assert same(run.state(), plain.state())
 
     with run.guard.step() as step:
         for i in (3, 4):
@@ -422,7 +438,10 @@ def test_micro_batches_of_an_adapter():
             decision = run.guard.decide(loss)
         run.guard.end()
     assert decision.incident.culprit.name == "batch[1][0]"
-    assert same(run.state(), before)
+    assert decision.proceed
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in run.model.parameters())
+    weights = [name for name, _ in run.model.named_parameters()]
+    assert all(same(run.state()[0][name], before[0][name]) for name in weights)
 
 
 def test_decide_without_begin_and_twice():

@@ -35,6 +35,7 @@ class FakeGuard:
 
     is_rewound = False
     can_come_again = True
+    bad_parts = None
 
     def go_back(self, depth=0, *, rewind=True):
         if not self.steps:
@@ -48,6 +49,9 @@ class FakeGuard:
 
     def retry(self):
         return self.can_come_again
+
+    def leave_out_parts(self):
+        return self.bad_parts
 
 
 def fault(step=120, cause=None, is_transient=False):
@@ -160,6 +164,14 @@ def test_skip_fits(cause, fits):
     assert (outcome is not None) is fits
     if cause == "data":
         assert outcome.detail == "left the batch out: NaN in batch[0]"
+
+
+def test_skip_leaves_out_only_what_is_bad():
+    guard = FakeGuard()
+    guard.bad_parts = [1]
+    outcome = Skip().apply(fault(cause="data"), guard)
+    assert (outcome.action, outcome.proceed) == ("skip part", True)
+    assert outcome.detail == "left micro-batch 1 of the step out; the others weigh more"
 
 
 def test_skip_is_limited_in_a_row():
