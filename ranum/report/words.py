@@ -19,7 +19,7 @@ ACTIONS = {
     "skip": "Skipped the batch",
     "skip part": "Skipped a micro-batch",
     "rollback": "Rolled back",
-    "clip": "Inserted a clip",
+    "clip": "Patched the code",
     "repair": "Repaired the configuration",
     "stop": "Stopped the run",
     "go on": "Went on",

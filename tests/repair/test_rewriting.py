@@ -234,7 +234,18 @@ def analysed(step, more, **options):
     return analyze(step, X, *more, weights="anything", inputs={"x": (-1000.0, 1000.0)}, **options)
 
 
-@pytest.mark.parametrize("name", BETTER)
+QUICK = {
+    *("gathered", "logsigmoid", "softplus", "logsumexp", "sqrt", "normalize", "softmax", "count"),
+    *("attention", "log of shares", "labels", "labels, each", "lost guard", "tanh", "squashed"),
+    *("branches", "mask beside", "loss of chosen"),
+}
+"""One of each family; the others take half a minute together."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in BETTER],
+)
 def test_the_developers_spelling_is_offered_first_and_cures(name):
     step, more, expected = BETTER[name]
     analysis = analysed(step, more)

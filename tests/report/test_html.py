@@ -157,7 +157,7 @@ def test_the_page_tells_the_whole_story(file):
         "Trained all 9 epochs.",
         "The loss is NaN.",
         "log gave −Inf",
-        "Inserted a clip, went back to step 100.",
+        "Patched the code, went back to step 100.",
         "named this expression before training (RN101)",
         "To keep the repair, apply this to your source",
         "log fails for x <= 0",

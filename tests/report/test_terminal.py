@@ -86,7 +86,7 @@ def test_an_incident_names_culprit_action_and_snapshot(file):
         "log gave -Inf",
         "model.py:14",
         "^^^",
-        "Inserted a clip, went back to step 100",
+        "Patched the code, went back to step 100",
         "+ return",
     ):
         assert part in text
@@ -116,7 +116,7 @@ def test_repair_shows_changed_values_only(file):
 def test_the_end_is_short(file):
     text = told(tell=lambda story: story.end(samples.history(file), "Trained."))
     assert 3 <= len(text.strip().splitlines()) <= 8
-    assert "NonFinite → Inserted a clip, went back to step 100" in text
+    assert "NonFinite → Patched the code, went back to step 100" in text
     assert len(told(tell=lambda story: story.end(History())).strip().splitlines()) == 2
 
 
@@ -140,7 +140,7 @@ def test_an_ascii_console_gets_ascii(file):
     out.flush()
     text = raw.getvalue().decode("ascii")
     assert "x 1 certain defect" in text
-    assert "NonFinite > Inserted" in text
+    assert "NonFinite > Patched" in text
 
 
 @pytest.mark.parametrize("name", ["NO_COLOR", "TERM"])
