@@ -66,13 +66,18 @@ def build(pl: Any, *, fault: str = "", at: int = -1, manual: bool = False) -> An
             )
             self.accuracy = torchmetrics.Accuracy("multiclass", num_classes=3)
             self.automatic_optimization = not manual
-            self.calls = 0
+            self.calls = self.transferred = 0
             self.validated: list[int] = []
+
+        def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            x, y = batch
+            if fault == "data" and self.trainer.training:
+                self.transferred += 1
+                x = x * torch.nan if self.transferred == at + 1 else x
+            return x, y
 
         def training_step(self, batch: Any, batch_idx: int) -> Any:
             x, y = batch
-            if fault == "data" and batch_idx == at and self.current_epoch == 0:
-                x = x * torch.nan
             self.calls += 1
             logits = self.net(x)
             loss = F.cross_entropy(logits, y)
