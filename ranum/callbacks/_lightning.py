@@ -72,6 +72,8 @@ class GuardCallback:
         sample_every: Steps between readings of per-layer statistics.
         snapshot_every: Steps between snapshots for going back to.
         confirm_seconds: Time for proving defects by failing inputs, wall clock; 0 proves none.
+        training_seconds: Time for training runs into the defects that fail for some weights
+            only, with the run's own optimizer, if it has one; 0 looks for none.
         log_dir: Where the report goes; "ranum_report" in the logger's directory if None.
         verbose: Tell the story in the terminal.
         strict: Raise Ranum's own faults instead of containing them.
@@ -91,6 +93,7 @@ class GuardCallback:
         sample_every: int = 10,
         snapshot_every: int = 50,
         confirm_seconds: float = 10.0,
+        training_seconds: float = 0.0,
         log_dir: str | None = None,
         verbose: bool = True,
         strict: bool = False,
@@ -131,6 +134,9 @@ class GuardCallback:
         self.snapshot_every = checked("snapshot_every", snapshot_every, whole, _is_positive_int)
         self.confirm_seconds = checked(
             "confirm_seconds", confirm_seconds, "0 or more seconds", lambda value: value >= 0
+        )
+        self.training_seconds = checked(
+            "training_seconds", training_seconds, "0 or more seconds", lambda value: value >= 0
         )
         self.log_dir = checked(
             "log_dir",
@@ -286,6 +292,8 @@ class GuardCallback:
                     precision=_precision(trainer),
                 ),
                 confirm_seconds=self.confirm_seconds,
+                training_seconds=self.training_seconds if len(trainer.optimizers) == 1 else 0.0,
+                optimizer=next(iter(trainer.optimizers), None),
                 data=_data(trainer, pl_module),
             )
         if self._guard is not None and session.is_on("the guard"):

@@ -113,7 +113,13 @@ class Session:
     # --- before training --------------------------------------------------------------------
 
     def analyze(
-        self, program: Callable[[], Program], *, confirm_seconds: float, data: Batches | None = None
+        self,
+        program: Callable[[], Program],
+        *,
+        confirm_seconds: float,
+        data: Batches | None = None,
+        training_seconds: float = 0.0,
+        optimizer: Any = None,
     ) -> None:
         """Analyses the first real step, tries to confirm what it finds, and shows it.
 
@@ -121,6 +127,8 @@ class Session:
             program: Makes the step.
             confirm_seconds: Time for proving defects, wall clock; 0 proves none.
             data: Batches like the first, to widen the ranges of the inputs.
+            training_seconds: Time for training runs into defects, wall clock; 0 looks for none.
+            optimizer: What the run trains with.
         """
         with self.contained("the analysis"):
             try:
@@ -135,7 +143,9 @@ class Session:
             self.analysis = analysis
             if confirm_seconds > 0 and analysis.defects:
                 with self.contained("the search for failing inputs"):
-                    self.analysis = analysis = _confirmed(analysis, confirm_seconds)
+                    self.analysis = analysis = _confirmed(
+                        analysis, confirm_seconds, training_seconds, optimizer
+                    )
             with self.contained("the terminal story"):
                 self._story.analysis(analysis, diffs=self._diffs())
             if self._panels is not None:
@@ -271,7 +281,7 @@ class Session:
         return diffs
 
 
-def _confirmed(analysis: Analysis, seconds: float) -> Analysis:
+def _confirmed(analysis: Analysis, seconds: float, training: float, optimizer: Any) -> Analysis:
     context = analysis.context
     weights = 0 if context is None else sum(p.numel() for p in context.program.parameters.values())
     if weights > CONFIRM_LIMIT:
@@ -280,7 +290,7 @@ def _confirmed(analysis: Analysis, seconds: float) -> Analysis:
             f"{CONFIRM_LIMIT:,}; ranum.confirm(defect) searches them all the same"
         )
         return replace(analysis, notes=(*analysis.notes, note))
-    return confirm_all(analysis, seconds=seconds)
+    return confirm_all(analysis, seconds=seconds, training=training, optimizer=optimizer)
 
 
 def _place(source: Any) -> tuple[Any, ...]:

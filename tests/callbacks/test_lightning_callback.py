@@ -215,6 +215,7 @@ def test_the_loggers_writer_is_used(pl, tmp_path):
         ({"search": {"learning_rate": 1}}, "search must be a SearchSpace or None"),
         ({"symptoms": ["NaN"]}, "symptoms must be a sequence of symptoms or None"),
         ({"confirm_seconds": -1}, "confirm_seconds must be 0 or more seconds; got -1"),
+        ({"training_seconds": -1}, "training_seconds must be 0 or more seconds; got -1"),
         ({"log_dir": 3}, "log_dir must be a path or None; got 3"),
     ],
 )
@@ -224,6 +225,26 @@ def test_wrong_arguments(pl, options, message):
 
 
 # --- what it does ---------------------------------------------------------------------------
+
+
+def test_a_training_run_into_a_defect_is_found_and_leaves_no_trace(pl, tmp_path):
+    def step(lit, batch):
+        p = torch.softmax(20 * lit.net(batch[0]), 1)
+        return -torch.log(p).gather(1, batch[1][:, None]).mean()
+
+    def optimizer(lit):
+        return torch.optim.SGD(lit.parameters(), lr=0.5)
+
+    plain, guarded = module(pl, step, optimizer), module(pl, step, optimizer)
+    trainer(pl, tmp_path, max_steps=1).fit(plain, loader())
+    guard = callback(pl, confirm_seconds=5.0, training_seconds=30.0)
+    trainer(pl, tmp_path, guard, max_steps=1).fit(guarded, loader())
+    defect = next(each for each in guard.analysis.defects if each.op == "log")
+    assert defect.proof == "certain in training"
+    assert defect.training is None or "SGD(lr=0.5)" in defect.training.optimizer
+    assert "your next run" in defect.prospect
+    for name, tensor in plain.state_dict().items():
+        assert torch.equal(tensor, guarded.state_dict()[name])
 
 
 def test_a_bad_batch_is_skipped_and_named(pl, tmp_path):
