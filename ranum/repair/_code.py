@@ -202,6 +202,33 @@ class Code:
                 raise PatchError(f"`{shown}` is changed after it was used.")
         return shown
 
+    def axis(self, node: Node) -> str:
+        """The dimension that an operator runs along, as the user wrote it.
+
+        A graph knows it for the shapes that were recorded alone; -1 holds for all.
+        """
+        call = self.expression(node)
+        written: ast.expr | None = None
+        if isinstance(call, ast.Call):
+            words = [word.value for word in call.keywords if word.arg in ("axis", "dim")]
+            is_function = isinstance(call.func, ast.Name) or (
+                isinstance(call.func, ast.Attribute) and self._names.is_namespace(call.func.value)
+            )
+            # A norm's first argument is its order.
+            plain = [] if node.op == "linalg_vector_norm" else call.args[is_function:]
+            written = next(iter([*words, *plain]), None)
+        if written is not None and all(
+            isinstance(part, (ast.Constant, ast.UnaryOp, ast.USub, ast.Tuple, ast.List, ast.Load))
+            for part in ast.walk(written)
+        ):
+            return self.text(written)
+        if written is None and node.op == "_softmax" and self.library != "torch":
+            return "-1"
+        found = node.arguments.get("dim")
+        if isinstance(found, (list, tuple)):
+            return str(found[0]) if len(found) == 1 else str(tuple(found))
+        return str(found)
+
     def named(self, node: ast.expr) -> str:
         """A name for a part of the code that is to be written more than once.
 

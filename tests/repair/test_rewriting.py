@@ -112,6 +112,10 @@ def log_of_mean(x: Tensor) -> Tensor:
     return torch.log(torch.mean(torch.exp(x), 1)).mean()
 
 
+def unit_by_order(x: Tensor) -> Tensor:
+    return (x / x.norm(2, -1, True)).sum()
+
+
 def unit_of_rows(x: Tensor) -> Tensor:
     return (x / torch.norm(x, dim=1).unsqueeze(1)).sum()
 
@@ -213,6 +217,7 @@ BETTER = {
     "divergence": (divergence, (), "(torch.log_softmax(3 * x, -1) - torch.log_softmax(x, -1))"),
     "whole sum": (whole_sum, (), "torch.logsumexp(x.flatten(), 0)"),
     "log of mean": (log_of_mean, (), "(torch.logsumexp(x, 1) - math.log(x.shape[1])).mean()"),
+    "unit by order": (unit_by_order, (), "F.normalize(x, dim=-1).sum()"),
     "unit of rows": (unit_of_rows, (), "F.normalize(x, dim=1).sum()"),
     "labels": (entropy_of_labels, (MASK,), "F.binary_cross_entropy_with_logits(x, mask)"),
     "labels, sum": (entropy_added_up, (MASK,), 'with_logits(x, mask, reduction="sum")'),

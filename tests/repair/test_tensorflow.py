@@ -58,7 +58,7 @@ def gates(x, y):
 
 def shares_by_hand(x, y):
     powers = tf.exp(x @ WEIGHT)
-    p = powers / tf.reduce_sum(powers, 1, keepdims=True)
+    p = powers / tf.reduce_sum(powers, axis=-1, keepdims=True)
     return -tf.reduce_sum(y * tf.math.log(p))
 
 
@@ -95,7 +95,7 @@ def analysed(target, **options):
 WRITTEN = {
     "two on a line": (pair, "y * tf.nn.log_softmax(x @ WEIGHT) + (1 - y) * tf.math.log(tf.maximum"),
     "entropy": (gates, "sigmoid_cross_entropy_with_logits(labels=y, logits=tf.matmul(x, WEIGHT))"),
-    "by hand": (shares_by_hand, "y * tf.nn.log_softmax(x @ WEIGHT, 1))"),
+    "by hand": (shares_by_hand, "y * tf.nn.log_softmax(x @ WEIGHT, -1))"),
     "tiled": (tiled, "p = tf.nn.softmax(x @ WEIGHT, 1)"),
     "root": (roots, "tf.sqrt(tf.reduce_sum(tf.square(x @ WEIGHT), -1) + 1e-12)"),
 }

@@ -67,14 +67,6 @@ Rule = Callable[[Surroundings, Node, Defect], Iterator[Found]]
 LAYOUT = ("reshape", "unsqueeze", "squeeze", "expand", "view")
 
 
-def dims(node: Node) -> str:
-    """The `dim` argument as it is written: "1", "(0, 1)"."""
-    found = node.arguments.get("dim")
-    if isinstance(found, (list, tuple)):
-        return str(found[0]) if len(found) == 1 else str(tuple(found))
-    return str(found)
-
-
 def behind(around: Surroundings, value: int | None, *ops: str) -> list[Node]:
     """The operators of the given kinds that made a value, the last one first."""
     found: list[Node] = []

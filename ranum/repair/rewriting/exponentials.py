@@ -9,7 +9,7 @@ from ranum.analysis.graph import Node
 from ranum.analysis.precision.base import Surroundings
 from ranum.analysis.result import Defect
 from ranum.repair._code import Code, bracketed
-from ranum.repair.rewriting.base import Found, Rule, dims, same, through
+from ranum.repair.rewriting.base import Found, Rule, same, through
 from ranum.repair.rewriting.logarithms import by_sum
 
 
@@ -22,7 +22,7 @@ def _quotient(around: Surroundings, node: Node, defect: Defect) -> Iterator[Foun
         def softmax(code: Code) -> str:
             code.leads(code.operand(node), power)
             code.leads(through(code, code.operand(node, 1), layout), total)
-            return code.call("softmax", code.operand(power), axis=dims(total))
+            return code.call("softmax", code.operand(power), axis=code.axis(total))
 
         why = "softmax takes the largest exponent out first"
         yield Found(why, node, softmax, (node, power, other, total))

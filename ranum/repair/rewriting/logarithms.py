@@ -9,7 +9,7 @@ from ranum.analysis.graph import Node
 from ranum.analysis.precision.base import Surroundings
 from ranum.analysis.result import Defect
 from ranum.repair._code import Code, bracketed
-from ranum.repair.rewriting.base import LAYOUT, Found, Rule, behind, dims, refuse, same, through
+from ranum.repair.rewriting.base import LAYOUT, Found, Rule, behind, refuse, same, through
 
 _SELECTIONS = ("gather", "index", "select", "slice", "squeeze", "unsqueeze", "reshape")
 _TINY = 1e-5
@@ -49,7 +49,7 @@ def _log_softmax(code: Code, written: ast.expr, softmax: Node) -> str:
     renamed = code.renamed(call, "softmax", "log_softmax")
     if renamed is not None:
         return renamed
-    return code.call("log_softmax", code.operand(softmax), axis=softmax.arguments["dim"])
+    return code.call("log_softmax", code.operand(softmax), axis=code.axis(softmax))
 
 
 def _addends(around: Surroundings, value: int | None) -> tuple[Node, int | None, bool] | None:
@@ -175,7 +175,7 @@ def _of_quotient(around: Surroundings, node: Node, x: int | None) -> Iterator[Fo
             code.leads(code.operand(node), over)
             code.leads(code.operand(over), power)
             code.leads(through(code, code.operand(over, 1), layout), total)
-            return code.call("log_softmax", code.operand(power), axis=dims(total))
+            return code.call("log_softmax", code.operand(power), axis=code.axis(total))
 
         why = "log_softmax takes the largest exponent out first"
         yield Found(why, node, log_softmax, (node, ratio, power, other, total))
@@ -251,7 +251,7 @@ def _logsumexp(around: Surroundings, node: Node, total: Node, power: Node) -> Ca
         code.leads(code.operand(node), total)
         code.leads(code.operand(total), power)
         written = code.operand(power)
-        operand, axis = bracketed(code.words(written)), dims(total)
+        operand, axis = bracketed(code.words(written)), code.axis(total)
         if not along and code.library == "torch" and len(shape) != 1:
             operand, axis = f"{operand}.flatten()", "0"
         elif not along:

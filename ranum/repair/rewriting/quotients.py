@@ -13,7 +13,7 @@ from ranum.analysis.precision.base import Surroundings
 from ranum.analysis.result import Defect
 from ranum.repair._code import Code, bracketed
 from ranum.repair.patch import clip_edit
-from ranum.repair.rewriting.base import LAYOUT, Found, Rule, behind, dims, refuse, through
+from ranum.repair.rewriting.base import LAYOUT, Found, Rule, behind, refuse, through
 from ranum.repair.rewriting.logarithms import is_square
 
 
@@ -60,7 +60,7 @@ def _normalized(around: Surroundings, node: Node) -> Iterator[Found]:
 
     def write(code: Code) -> str:
         code.leads(through(code, code.operand(node, 1), layout), middle[0] if middle else of)
-        axis = f"dim={dims(of)}" if code.library == "torch" else dims(of)
+        axis = f"dim={code.axis(of)}" if code.library == "torch" else code.axis(of)
         return code.call("normalize", code.operand(node), axis=axis)
 
     why = "normalize bounds the norm below by 1e-12, and leaves vectors of 0 as they are"
