@@ -224,6 +224,56 @@ def test_inputs_alone_are_a_run_without_a_step():
     assert run.outcome == "-Inf"
 
 
+def test_a_gradient_that_fails_while_the_loss_stays_finite():
+    class Norm(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(3))
+
+        def forward(self, x):
+            return torch.sqrt((self.scale * x).square().sum())
+
+    found = defects(Norm(), torch.rand(3) + 0.5, x=(-1, 1))
+    defect = next(each for each in found if each.gradient_only)
+    run = ranum.confirm_training(defect, lambda p: torch.optim.SGD(p, lr=0.1), seconds=20)
+    assert run.outcome == "gradient not finite"
+    assert run.loss == 0
+
+
+def test_a_model_that_drops_at_random_fails_from_the_seed():
+    class Dropped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.net = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 3))
+
+        def forward(self, x, y):
+            p = torch.softmax(self.net(x), 1)
+            return -torch.log(p).gather(1, y[:, None]).mean()
+
+    x, y = 10 * torch.rand(8, 4), torch.arange(8) % 3
+    model = Dropped()
+    defect = next(
+        each
+        for each in ranum.analyze(model, x, y, inputs={"x": (0, 10)}, weights="anything").defects
+        if each.op == "log"
+    )
+    run = ranum.confirm_training(defect, lambda p: torch.optim.SGD(p, lr=0.1), seconds=30, seed=5)
+    assert run is not None
+    for batch in run.batches:
+        assert "y" not in batch or (0 <= batch["y"].min() <= batch["y"].max() <= 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    torch.manual_seed(run.seed)
+    finite = []
+    for number in run.order:
+        batch = run.batches[number]
+        optimizer.zero_grad()
+        model(batch.get("x", x), batch.get("y", y)).backward()
+        finite.append(all(bool(p.grad.isfinite().all()) for p in model.parameters()))
+        optimizer.step()
+    assert finite == [True] * run.steps + [False]
+
+
 def test_parameters_that_are_data_may_begin_anywhere():
     class Image(nn.Module):
         def __init__(self):

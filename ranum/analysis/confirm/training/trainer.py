@@ -118,15 +118,20 @@ class Trainer:
     def failure(self, batch: Batch) -> Failure | None:
         """How the watched operator fails in a step on a batch, with the weights of now."""
         needs_gradient = self._defect.gradient_only
+        leaves = list(self._program.parameters.values())
+        if needs_gradient and not leaves:
+            batch = {
+                name: x.detach().clone().requires_grad_() if x.is_floating_point() else x
+                for name, x in {**self._program.inputs, **batch}.items()
+            }
+            leaves = [x for x in batch.values() if x.requires_grad]
         probe = Probe(self._context, self._defect, None)
         self._optimizer.zero_grad(set_to_none=True)
         self.all_steps += 1
         try:
             with probe:
                 loss = self._program.step(*self._program.batch(batch))
-                bad = needs_gradient and has_bad_gradient(
-                    loss, list(self._program.parameters.values())
-                )
+                bad = needs_gradient and has_bad_gradient(loss, leaves)
         except Exception:  # the user's step refuses such data
             return None
         outcome = probe.outcome
