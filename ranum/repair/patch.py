@@ -194,7 +194,7 @@ def clip_edit(
         written = library(names, operand.expression, is_graph=bool(source.node))
         start, end = span(operand.node, text)
         if written != "torch":
-            function, limits = _limits(lower, upper)
+            function, limits = limits_call(lower, upper)
             before, after = f"{spelled(names, written, function)}(", f", {limits})"
             clipped = ast.parse(f"{before}_{after}", mode="eval").body
             _replace(clipped, "_", operand.node)
@@ -582,7 +582,7 @@ def _check_bounds(lower: float | None, upper: float | None) -> None:
         raise ArgumentError(f"lower must not exceed upper; got {lower} and {upper}.")
 
 
-def _limits(lower: float | None, upper: float | None) -> tuple[str, str]:
+def limits_call(lower: float | None, upper: float | None) -> tuple[str, str]:
     """The function that clips in TensorFlow and Keras, and its further arguments."""
     if lower is not None and upper is not None:
         return "clip", f"{number_text(lower)}, {number_text(upper)}"

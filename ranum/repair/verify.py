@@ -106,7 +106,7 @@ def verify(
     plain, plain_own = _results(program), _own_results(program)
     try:
         with apply_edits(edits) if patch is None else patch():
-            if patch is None and program.retrace is not None:
+            if edits and program.retrace is not None:
                 program = program.retrace()
             changed, changed_own = _results(program), _own_results(program)
             left = _defects(context, program)

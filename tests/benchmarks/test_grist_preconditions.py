@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+import ranum
 from benchmarks.grist import preconditions
 from benchmarks.grist.case import load
 from benchmarks.grist.preconditions import geometric, outcomes, summary
@@ -62,3 +63,13 @@ def test_a_graph_of_tensorflow_is_analysed_again_for_the_ranges():
     (found,) = outcomes(load("tensorflow")["40"], 0, options(where=("weights",)))
     assert found.verdict == "found"
     assert found.ranges.startswith("weight [")
+
+
+def test_inputs_of_tensorflow_are_clipped_in_its_own_words():
+    pytest.importorskip("tensorflow")
+    case = load("tensorflow")["3"]
+    analysis = preconditions._as_ranum(case.build(0))
+    found = ranum.fix(analysis, "inputs")
+    assert "+        x = tf.clip_by_value(x, " in found.diff()
+    assert found.verify().remaining == ()
+    assert found.verify().problem == ""

@@ -13,7 +13,7 @@ import ast
 import inspect
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FunctionType
 from typing import Any
 
@@ -23,8 +23,10 @@ from ranum.analysis.capture.lightning import is_lightning_module
 from ranum.analysis.capture.program import Program
 from ranum.errors import PatchError
 from ranum.repair import _codeswap
+from ranum.repair._library import library, spelled
+from ranum.repair._operand import Names
 from ranum.repair._splice import Splice, Text, merge, read_text
-from ranum.repair.patch import Edit, number_text
+from ranum.repair.patch import Edit, limits_call, number_text
 from ranum.repair.preconditions.places import Pair, Place
 from ranum.source import Source, is_installed, is_user_file
 
@@ -48,16 +50,28 @@ def entry_edit(program: Program, place: Place, pair: Pair) -> Edit:
             "its call."
         )
     function = _entry(program)
-    bounds = [
-        f"{name}={number_text(end)}"
-        for name, end, whole in zip(("min", "max"), pair, place.full, strict=True)
-        if end != whole
-    ]
-    if place.kind == "input":
-        line = _input_line(function, place.name, ", ".join(bounds))
-    else:
-        written = _weight_words(program, function, place.name)
-        line = f"{written}.data.clamp_({', '.join(bounds)})"
+    lower, upper = (
+        None if end == whole else end for end, whole in zip(pair, place.full, strict=True)
+    )
+    ends = {"min": lower, "max": upper}
+    bounds = ", ".join(f"{n}={number_text(end)}" for n, end in ends.items() if end is not None)
+    is_lowered = program.origin is not None
+
+    def line(tree: ast.Module, node: ast.AST) -> str:
+        if place.kind == "weight":
+            if is_lowered:
+                raise PatchError(
+                    f"{place.name} is a variable of TensorFlow: assign it clipped after each step."
+                )
+            return f"{_weight_words(program, function, place.name)}.data.clamp_({bounds})"
+        if not is_lowered:
+            return _input_line(function, place.name, lambda x: f"{x}.clamp({bounds})")
+        names = Names(tree, function.__code__.co_filename)
+        written = library(names, node, is_graph=True)
+        call, limits = limits_call(lower, upper)
+        clip = spelled(names, written, call)
+        return _input_line(function, place.name, lambda x: f"{clip}({x}, {limits})")
+
     return first_line_edit(function, line)
 
 
@@ -82,7 +96,7 @@ def _entry(program: Program) -> FunctionType:
 # --- what is written --------------------------------------------------------------------------
 
 
-def _input_line(function: FunctionType, name: str, bounds: str) -> str:
+def _input_line(function: FunctionType, name: str, clamped: Callable[[str], str]) -> str:
     match = re.fullmatch(r"(\w+)(?:\[(?:(\d+)|'(\w+)')\])?", name)
     own = function.__code__.co_varnames[: function.__code__.co_argcount]
     if match is None or match[1] not in own:
@@ -90,10 +104,12 @@ def _input_line(function: FunctionType, name: str, bounds: str) -> str:
     whole, number, key = match.groups()
     if number is not None:
         before, after = f"*{whole}[:{number}], " if int(number) else "", int(number) + 1
-        return f"{whole} = ({before}{whole}[{number}].clamp({bounds}), *{whole}[{after}:])"
+        item = clamped(f"{whole}[{number}]")
+        return f"{whole} = ({before}{item}, *{whole}[{after}:])"
     if key is not None:
-        return f'{whole} = {{**{whole}, "{key}": {whole}["{key}"].clamp({bounds})}}'
-    return f"{whole} = {whole}.clamp({bounds})"
+        item = clamped(f'{whole}["{key}"]')
+        return f'{whole} = {{**{whole}, "{key}": {item}}}'
+    return f"{whole} = {clamped(whole)}"
 
 
 def _weight_words(program: Program, function: FunctionType, name: str) -> str:
@@ -142,12 +158,13 @@ def _attributes(module: nn.Module, path: str) -> str:
 # --- where it is written ----------------------------------------------------------------------
 
 
-def first_line_edit(function: FunctionType, line: str) -> Edit:
+def first_line_edit(function: FunctionType, write: Callable[[ast.Module, ast.AST], str]) -> Edit:
     """A statement put first into a function, behind its docstring.
 
     Args:
         function: A function whose source can be read.
-        line: The statement, on one line.
+        write: Called with the parsed file and the function in it; returns the statement, on one
+            line.
 
     Raises:
         PatchError: If the source cannot be read, or does not hold the function.
@@ -161,6 +178,7 @@ def first_line_edit(function: FunctionType, line: str) -> Edit:
     except (SyntaxError, ValueError) as error:
         raise PatchError(f"{file} cannot be parsed: {error}.") from error
     node = _definition(tree, function, exactly=live is None)
+    line = write(tree, node)
     first = _first_statement(node)
     start = text.offset(_first_line(first), first.col_offset)
     before = text.part(text.offset(_first_line(first), 0), start)
