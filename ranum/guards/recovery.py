@@ -195,9 +195,9 @@ class Rollback:
     """Goes back to a good snapshot, and on with smaller learning rates.
 
     The first fault goes back to the newest snapshot, and to its batches where they can come
-    again. Each further fault within `patience` steps of the rollback before goes one deeper:
-    an older snapshot, in the end the first state of the run; the data goes on then, for the
-    same batches have led there twice. Where weights or moments were not finite while every
+    again and are not to blame. Each further fault within `patience` steps of the rollback before
+    goes one deeper: an older snapshot, in the end the first state of the run; the data goes on
+    then, for the same batches have led there twice. Where weights or moments were not finite while every
     gradient had been (a flipped bit), the first way back leaves the learning rates alone.
 
     Args:
@@ -205,7 +205,8 @@ class Rollback:
             AutoTrainer and entrenar halve or decimate; a half costs least where the rate was
             not the reason.
         limit: Most rollbacks in a chain, each within `patience` steps of the one before;
-            then it is used up until so many steps have passed.
+            then it is used up until so many steps have passed. A first one that goes back to its
+            batches is not counted: it costs nothing but time.
         patience: Steps without a fault after which a rollback counts as a success.
 
     Raises:
@@ -227,6 +228,7 @@ class Rollback:
         self.limit = limit
         self.patience = patience
         self._recent: list[int] = []
+        self._was_rewound = False
 
     def __repr__(self) -> str:
         return (
@@ -238,11 +240,14 @@ class Rollback:
         """Goes back; None if it went back too often, or there is no snapshot."""
         is_over = not self._recent or fault.step - self._recent[-1] > self.patience
         recent = [] if is_over else self._recent
-        if len(recent) >= self.limit:
+        if len(recent) >= self.limit + (self._was_rewound and not is_over):
             return None
-        back_to = guard.go_back(len(recent), rewind=not recent)
+        is_data = fault.culprit is not None and fault.culprit.cause == "data"
+        back_to = guard.go_back(len(recent), rewind=not recent and not is_data)
         if back_to is None:
             return None
+        if not recent:
+            self._was_rewound = guard.is_rewound
         self._recent = [*recent, fault.step]
         detail = f"went back to step {back_to}"
         detail += " and its batches" if guard.is_rewound else ""
@@ -255,11 +260,12 @@ class Rollback:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain data."""
-        return {"recent": list(self._recent)}
+        return {"recent": list(self._recent), "was_rewound": self._was_rewound}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes a `state_dict` back."""
         self._recent = [int(step) for step in state["recent"]]
+        self._was_rewound = bool(state.get("was_rewound", False))
 
 
 class Stop:

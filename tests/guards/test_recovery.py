@@ -210,6 +210,21 @@ def test_rollback_goes_deeper_and_is_used_up():
     assert Rollback(1).apply(fault(), guard).detail == "went back to step 100"
 
 
+def test_a_way_back_to_the_same_batches_is_not_counted():
+    rollback, guard = Rollback(1.0, limit=2), FakeGuard()
+    guard.is_rewound = True
+    outcomes = [rollback.apply(fault(step), guard) for step in (120, 130, 140, 150)]
+    assert [outcome and outcome.back_to for outcome in outcomes] == [100, 50, 0, None]
+
+
+def test_bad_data_do_not_come_again():
+    guard = FakeGuard()
+    Rollback().apply(fault(cause="data"), guard)
+    assert not guard.rewinds
+    Rollback().apply(fault(cause="operator"), guard)
+    assert guard.rewinds
+
+
 def test_damage_says_nothing_about_the_learning_rate_until_it_comes_twice():
     rollback, guard = Rollback(0.1, patience=100), FakeGuard()
     first = rollback.apply(fault(120, "weights"), guard)

@@ -114,7 +114,7 @@ def test_symptoms_have_a_series_each_with_their_severity(written):
 def test_an_incident_is_told_as_a_table_with_its_patch(written):
     step, text = written.texts["ranum/incidents"][0]
     assert step == 132
-    for part in ("| Step 132 |", "<code>torch.log(torch.softmax(logits, -1))</code>", "clip"):
+    for part in ("| Step 132 |", "<code>torch.log(torch.softmax(logits, -1))</code>", "Patched"):
         assert part in text
     assert "    +        return -(onehot * torch.log_softmax(logits, -1))" in text
     assert written.flushed == 2
