@@ -197,8 +197,9 @@ class Rollback:
     The first fault goes back to the newest snapshot, and to its batches where they can come
     again and are not to blame. Each further fault within `patience` steps of the rollback before
     goes one deeper: an older snapshot, in the end the first state of the run; the data goes on
-    then, for the same batches have led there twice. Where weights or moments were not finite while every
-    gradient had been (a flipped bit), the first way back leaves the learning rates alone.
+    then, for the same batches have led there twice. Where weights or moments were not finite
+    while every gradient had been (a flipped bit), the first way back leaves the learning rates
+    alone.
 
     Args:
         learning_rate_factor: What learning rates are multiplied by, each time; in (0, 1].
