@@ -511,9 +511,10 @@ class Guard:
 
     def _decide(self, loss: Tensor | float | None, epoch: int) -> Decision:
         reading, self._measured = self._measured or self._read(loss, epoch), None
-        if self._candidate == self._step:
-            bad = self._contained("snapshots", self.snapshots.bad_in_latest)
-            reading = replace(reading, bad_state=next(iter(bad or ()), ""))
+        if self._candidate == self._step and not reading.bad_state:
+            bad = next(iter(self._contained("snapshots", self.snapshots.bad_in_latest) or ()), "")
+            if not self._agree(not bad):
+                reading = replace(reading, bad_state=bad or "the state of another process")
         self._readings.append(reading)
         if len(self._readings) > READINGS_KEPT:
             self._readings[: READINGS_KEPT // 2] = self._readings[: READINGS_KEPT // 2 : 2]
@@ -556,7 +557,14 @@ class Guard:
     def _read(self, loss: Tensor | float | None, epoch: int) -> Reading:
         if _is_shared():
             loss = None  # each process has its own; the gradients, which are shared, decide
-        return self._reader.read(step=self._step, loss=loss, optimizer=self.optimizers, epoch=epoch)
+        return self._reader.read(
+            step=self._step,
+            loss=loss,
+            optimizer=self.optimizers,
+            epoch=epoch,
+            # Of several processes each has statistics of its own; they must decide alike.
+            buffers=() if _is_shared() else self.snapshots.buffers_before,
+        )
 
     def _recover(self, finding: Finding, reading: Reading) -> tuple[Outcome, Culprit | None, str]:
         self._contained("snapshots", self.snapshots.restore_buffers)

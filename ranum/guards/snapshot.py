@@ -488,6 +488,11 @@ class Snapshots:
                     else:
                         group[name] = value
 
+    @property
+    def buffers_before(self) -> list[tuple[str, Tensor]]:
+        """The copies that `take_buffers` made: floating ones of up to `SMALL_BUFFER` elements."""
+        return self._buffers.floats
+
     # --- parts -----------------------------------------------------------------------------
 
     def _all(self) -> list[_Snapshot]:
@@ -512,6 +517,7 @@ class BufferCopies:
     """Copies of all buffers, renewed every step; modules are searched now and then only."""
 
     def __init__(self) -> None:
+        self.floats: list[tuple[str, Tensor]] = []
         self._age = 0
         self._tables: list[dict[str, Any]] = []
         self._places: list[tuple[dict[str, Any], str, Tensor | None]] = []
@@ -541,8 +547,8 @@ class BufferCopies:
     def _allocate(self, places: list[tuple[dict[str, Any], str, Tensor | None]]) -> None:
         self._places = places
         pairs: Pairs = []
-        self._saved, self._large = [], []
-        for _, _, buffer in places:
+        self._saved, self._large, self.floats = [], [], []
+        for number, (_, name, buffer) in enumerate(places):
             live = None if buffer is None else distinct(buffer.detach())
             saved = None if live is None else torch.empty_like(live)
             self._saved.append(saved)
@@ -552,6 +558,8 @@ class BufferCopies:
                 self._large.append((saved, live))
             else:
                 pairs.append((saved, live))
+                if saved.is_floating_point() and saved.numel() and type(saved) is Tensor:
+                    self.floats.append((f"buffer {number} ({name})", saved))
         self._small = _groups(pairs)
         self._versions = [None] * len(self._large)
 

@@ -593,7 +593,9 @@ def test_state_dict_survives_json():
     assert other.guard.history.incidents == run.guard.history.incidents
     assert other.guard.history.findings == run.guard.history.findings
     assert other.guard.current_step == 3
-    assert other.guard.state_dict()["remedies"] == [["rollback", {"recent": [2]}]]
+    assert other.guard.state_dict()["remedies"] == [
+        ["rollback", {"recent": [2], "was_rewound": False}]
+    ]
     assert other.step(*batch(3)).proceed
     with pytest.raises(ArgumentError, match="version 1; got 2"):
         other.guard.load_state_dict({**state, "version": 2})

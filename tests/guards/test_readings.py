@@ -473,3 +473,20 @@ def test_repr():
     assert (
         repr(TorchReader(nn.Linear(1, 1), sample_every=5)) == "TorchReader(Linear, sample_every=5)"
     )
+
+
+def test_a_buffer_that_goes_bad_is_named_and_masks_are_not():
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    reader = TorchReader(model)
+    mask, mean = torch.full((2,), -torch.inf), torch.zeros(2)
+    buffers = [("mask", mask), ("mean", mean), ("large", torch.full((2,), 3e30))]
+
+    def read(step):
+        return reader.read(step=step, loss=1.0, optimizer=optimizer, buffers=buffers).bad_state
+
+    assert read(0) == ""
+    assert read(1) == ""
+    mean[1] = torch.nan
+    assert read(2) == "mean"
+    assert read(10) == "mean"  # a sampled step

@@ -93,6 +93,8 @@ class TorchReader:
         self._handles: list[Any] = []
         self._channels_first = True
         self._can_watch = True
+        self._has_read = False
+        self._masks: set[str] = set()
 
     def __repr__(self) -> str:
         name = type(self.model).__name__
@@ -130,6 +132,7 @@ class TorchReader:
         loss: Tensor | float | None,
         optimizer: Any = None,
         epoch: int = 0,
+        buffers: Sequence[tuple[str, Tensor]] = (),
     ) -> Reading:
         """Reads the step from the gradients that are in `.grad` now.
 
@@ -139,6 +142,9 @@ class TorchReader:
             optimizer: Anything with torch's `param_groups`, or a sequence of such; the
                 learning rate is the first group's.
             epoch: Counting from 0.
+            buffers: Tensors to look at besides, by name; the first that is not finite becomes the
+                reading's `bad_state`. Those that are not finite at the first reading are left
+                alone: masks.
 
         Returns:
             The reading; `grad_norm` is None if no parameter has a gradient.
@@ -166,7 +172,8 @@ class TorchReader:
             if self._watched_step == step:
                 statistics = self._statistics
             self._statistics, self._watched_step = {}, None
-        layers = [*grad_norms, *weight_norms]
+        watched = [(name, tensor) for name, tensor in buffers if name not in self._masks]
+        layers = [*grad_norms, *weight_norms, *_norms([tensor for _, tensor in watched])]
         activations = [
             tensor
             for entry in statistics.values()
@@ -189,6 +196,8 @@ class TorchReader:
         norm = _total(each) if each else None
         if norm is not None and not math.isfinite(norm):
             norm = _scaled_norm(gradients, norm)
+        sizes = {name: next(rest) for name in weight_names}
+        bad = self._bad(watched, [next(rest) for _ in watched])
         return Reading(
             step=step,
             loss=got.get("loss", loss_value),
@@ -196,7 +205,8 @@ class TorchReader:
             learning_rate=got.get("rate", rate_value),
             epoch=epoch,
             grad_norms=self._named(owners, each) if sampled else {},
-            weight_norms={name: next(rest) for name in weight_names},
+            weight_norms=sizes,
+            bad_state=bad,
             activations={
                 name: ActivationReading(
                     lower=next(rest),
@@ -206,6 +216,18 @@ class TorchReader:
                 for name, entry in statistics.items()
             },
         )
+
+    def _bad(self, watched: Sequence[tuple[str, Tensor]], norms: Sequence[float]) -> str:
+        bad = [
+            name
+            for (name, tensor), norm in zip(watched, norms, strict=True)
+            if not math.isfinite(norm) and not bool(tensor.isfinite().all())
+        ]
+        if not self._has_read:
+            self._has_read = True
+            self._masks.update(bad)
+            return ""
+        return next(iter(bad), "")
 
     def close(self) -> None:
         """Removes any hook and forgets the model's parameters; reading again is allowed."""

@@ -16,9 +16,9 @@ class NonFinite(Symptom):
     """The loss, a gradient or the state of the run is NaN or infinite.
 
     What it finds:
-        A reading whose loss or global gradient norm is not a finite number; and, in steps before
-        which a snapshot is due, a weight, a buffer or a moment of the optimizer that is not, unless
-        it was so from the start (a mask).
+        A reading whose loss or global gradient norm is not a finite number; a buffer of ordinary
+        size that is not (BatchNorm's statistics); and, in steps before which a snapshot is due, a
+        weight, any buffer or a moment of the optimizer. What was so from the start is a mask.
 
     Why it matters:
         One optimizer step with such a gradient makes every weight it reaches, and the
@@ -28,8 +28,8 @@ class NonFinite(Symptom):
         None: every such value is a fault.
 
     Known misses:
-        A NaN that does not reach the loss or a gradient: in a metric; in BatchNorm's running
-        statistics until the next snapshot is due.
+        A NaN that does not reach the loss or a gradient: in a metric; in a moment of the
+        optimizer until it is used, or until the next snapshot is due.
 
     Remedies:
         Skip the batch or go back to a snapshot, and repair the operator that made it: a
