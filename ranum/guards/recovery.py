@@ -111,7 +111,7 @@ class Retry:
         self._recent = [*recent, fault.step]
         return Outcome(
             action=self.name,
-            detail="the step was finite when it was run again: the batch is trained on once more",
+            detail="the step was finite when it was run again",
         )
 
     def state_dict(self) -> dict[str, Any]:
