@@ -16,8 +16,10 @@ from torch import Tensor, distributed, nn
 
 from ranum.errors import ArgumentError, RanumError, RanumWarning
 from ranum.guards.culprit import find_culprit
+from ranum.guards.health import Health, is_finite
 from ranum.guards.incident_file import save_incident
 from ranum.guards.parts import without_bad_parts
+from ranum.guards.rates import multiply_learning_rates
 from ranum.guards.readings import TorchReader
 from ranum.guards.recovery import Fault, Ladder, Outcome, Remedy, default_remedies
 from ranum.guards.rewind import LoaderPosition, Position
@@ -30,20 +32,10 @@ READINGS_KEPT = 20_000
 """Beyond this, the older half of a history is thinned by two."""
 BATCHES_KEPT = 64
 """Micro-batches of one step that are kept for the replay; earlier ones are let go."""
-SETTLED = 5
-"""Good steps in a row before a snapshot is worth taking."""
-SMOOTHING = 0.9
-"""Weight of the past in the loss that decides whether a snapshot is worth taking."""
-FAR_ABOVE = 1.0
-"""A smoothed loss above its best value by this many times that value is not worth keeping."""
-NOISE = 4.0
-"""... unless it is within this many mean deviations, as they were at the best value."""
 INCIDENT_FILES = 8
 """Faulty steps of a run that are saved; more of them would tell little more."""
 MARKS_KEPT = 2
 """Newest snapshots whose batches can come again."""
-NEW_NORMAL = 500
-"""Steps after which a loss that stays far above its best, without a fault, is accepted."""
 
 _T = TypeVar("_T")
 _ALL = "the guard"
@@ -189,7 +181,7 @@ class Guard:
         )
         self._step = self._readings[-1].step + 1 if self._readings else 0
         self._off: set[str] = set()
-        self._health = _Health()
+        self._health = Health()
         self._cuts: list[tuple[int, float]] = []
         self._is_open = False
         self._is_decided = False
@@ -457,7 +449,7 @@ class Guard:
     def _cut_again(self, back_to: int) -> None:
         for step, factor in self._cuts:
             if step >= back_to:
-                _scale_learning_rates(self.optimizers, self.snapshots.schedulers, factor)
+                multiply_learning_rates(self.optimizers, self.snapshots.schedulers, factor)
 
     def scale_learning_rates(self, factor: float) -> None:
         """Multiplies all learning rates, in a way that lasts under schedulers and rollbacks.
@@ -467,7 +459,7 @@ class Guard:
         """
         if not 0 < factor < math.inf:
             raise ArgumentError(f"factor must be positive; got {factor!r}.")
-        _scale_learning_rates(self.optimizers, self.snapshots.schedulers, factor)
+        multiply_learning_rates(self.optimizers, self.snapshots.schedulers, factor)
         self._cuts.append((self._step, factor))
 
     # --- one step --------------------------------------------------------------------------
@@ -569,11 +561,11 @@ class Guard:
     def _recover(self, finding: Finding, reading: Reading) -> tuple[Outcome, Culprit | None, str]:
         self._contained("snapshots", self.snapshots.restore_buffers)
         culprit, is_transient, file = None, False, ""
-        if reading.bad_state and _is_finite(reading):
+        if reading.bad_state and is_finite(reading):
             culprit = Culprit(
                 op="", phase="forward", source=UNKNOWN, cause="weights", name=reading.bad_state
             )
-        elif not _is_finite(reading):
+        elif not is_finite(reading):
             found = self._contained("the culprit search", self._find_culprit)
             culprit, is_transient = found or (None, False)
             is_transient = self._agree(is_transient)
@@ -644,7 +636,7 @@ class Guard:
         """True if the gradients are not finite because the scaler's scale is still too large."""
         return (
             self.scaler is not None
-            and not _is_finite(reading)
+            and not is_finite(reading)
             and (reading.loss is None or math.isfinite(reading.loss))
             and self.scaler.is_enabled()
             and self.scaler.get_scale() > 1
@@ -804,62 +796,6 @@ class Step:
             self.loss = kept
 
 
-class _Health:
-    """Whether training goes well enough for a snapshot.
-
-    It has settled, and its loss is near its best and not far above that of the first step.
-    """
-
-    def __init__(self) -> None:
-        self._good = 0
-        self._far = 0
-        self._mean: float | None = None
-        self._deviation = 0.0
-        self._best = math.inf
-        self._margin = 0.0
-        self._first: float | None = None
-
-    @property
-    def is_good(self) -> bool:
-        return self._good >= SETTLED and self._far == 0 and not self._is_above_first
-
-    @property
-    def _is_above_first(self) -> bool:
-        """True if the loss is far above the untrained model's, however settled it is."""
-        if self._mean is None or self._first is None:
-            return False
-        margin = max(FAR_ABOVE * abs(self._first), NOISE * self._deviation)
-        return self._mean - self._first > margin
-
-    def see(self, reading: Reading) -> None:
-        """Takes up a step without a fault."""
-        if not _is_finite(reading):
-            self._good = 0
-            return
-        self._good += 1
-        loss = reading.loss
-        if loss is None:
-            return
-        if self._first is None:
-            self._first = loss
-        if self._mean is None:
-            self._mean = loss
-        self._deviation = SMOOTHING * self._deviation + (1 - SMOOTHING) * abs(loss - self._mean)
-        self._mean = SMOOTHING * self._mean + (1 - SMOOTHING) * loss
-        if self._good < SETTLED:
-            return
-        self._far = self._far + 1 if self._mean - self._best > self._margin else 0
-        if self._mean < self._best or self._far > NEW_NORMAL:
-            self._far = 0
-            self._best = self._mean
-            self._margin = max(FAR_ABOVE * abs(self._best), NOISE * self._deviation)
-
-    def restart(self) -> None:
-        """A fault: what comes next has to settle again."""
-        self._good = 0
-        self._mean = None
-
-
 def _is_shared() -> bool:
     """True if several processes train together, which must decide alike."""
     if not distributed.is_available() or not distributed.is_initialized():
@@ -875,43 +811,6 @@ def _agree(answer: bool) -> bool:
     flag = torch.tensor(float(answer), device="cuda" if is_nccl else "cpu")
     distributed.all_reduce(flag, distributed.ReduceOp.MIN)
     return bool(flag)
-
-
-def _is_finite(reading: Reading) -> bool:
-    return all(value is None or math.isfinite(value) for value in (reading.loss, reading.grad_norm))
-
-
-_GROUP_RATES = ("lr", "initial_lr", "max_lr", "min_lr")
-_SCHEDULER_RATES = ("base_lrs", "max_lrs", "_last_lr")
-
-
-@torch.no_grad()
-def _scale_learning_rates(
-    optimizers: Iterable[Any], schedulers: Iterable[Any], factor: float
-) -> None:
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            for name in _GROUP_RATES:
-                if name in group:
-                    group[name] = _scaled(group[name], factor)
-    for scheduler in schedulers:
-        _scale_scheduler(scheduler, factor, set())
-
-
-def _scale_scheduler(scheduler: Any, factor: float, seen: set[int]) -> None:
-    if id(scheduler) in seen:
-        return
-    seen.add(id(scheduler))
-    for name in _SCHEDULER_RATES:
-        rates = getattr(scheduler, name, None)
-        if isinstance(rates, list):
-            setattr(scheduler, name, [_scaled(rate, factor) for rate in rates])
-    for inner in getattr(scheduler, "_schedulers", ()):  # SequentialLR, ChainedScheduler
-        _scale_scheduler(inner, factor, seen)
-
-
-def _scaled(rate: Any, factor: float) -> Any:
-    return rate.mul_(factor) if isinstance(rate, Tensor) else rate * factor
 
 
 def _incident(data: Mapping[str, Any]) -> Incident:

@@ -16,6 +16,7 @@ from torch import nn
 
 from ranum.errors import ArgumentError, RanumWarning
 from ranum.guards import guard as guard_module
+from ranum.guards import health
 from ranum.guards.guard import Decision, Guard, Step, TrainingStopped
 from ranum.guards.recovery import Outcome, Rollback, Skip, Stop
 from ranum.guards.snapshot import Snapshots
@@ -376,7 +377,7 @@ def test_no_snapshot_while_the_loss_is_far_above_its_best(monkeypatch):
     for i in range(30):
         run.step(*batch(i % 3))
     assert run.guard.snapshots.latest_step - latest <= 5
-    monkeypatch.setattr(guard_module, "NEW_NORMAL", 25)
+    monkeypatch.setattr(health, "NEW_NORMAL", 25)
     for i in range(10):
         run.step(*batch(i % 3))
     assert run.guard.snapshots.latest_step > 55  # accepted: it has been like this for long
