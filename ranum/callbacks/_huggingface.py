@@ -18,8 +18,16 @@ import torch
 from torch import Tensor, nn
 
 from ranum.analysis.capture.program import Program
+from ranum.callbacks._options import (
+    analyze_option,
+    path_option,
+    remedies_option,
+    seconds_option,
+    steps_option,
+    symptoms_option,
+)
 from ranum.callbacks._remedies import InsertClip
-from ranum.callbacks._session import Session, checked
+from ranum.callbacks._session import Session
 from ranum.callbacks._steps import MicroBatch, Step, StepLog, loss_of, nothing
 from ranum.errors import MissingExtraError, RanumWarning
 from ranum.guards.guard import Decision, Guard
@@ -85,33 +93,25 @@ class RanumCallback(TrainerCallback):
         verbose: bool = True,
         strict: bool = False,
     ) -> None:
-        self.analyze = checked(
-            "analyze", analyze, "'step' or 'off'", lambda value: value in ("step", "off")
-        )
-        self.on_fault: tuple[RemedyName, ...] = tuple(
-            checked(
-                "on_fault",
-                on_fault,
-                f"a sequence of names out of {', '.join(REMEDIES)}",
-                lambda value: not isinstance(value, str) and set(value) <= set(REMEDIES),
-            )
-        )
-        self.symptoms = symptoms
-        self.sample_every = sample_every
-        self.snapshot_every = snapshot_every
-        self.confirm_seconds = checked(
-            "confirm_seconds", confirm_seconds, "0 or more seconds", lambda value: value >= 0
-        )
-        self.log_dir = log_dir
+        self.analyze = analyze_option(analyze)
+        self.on_fault: tuple[RemedyName, ...] = remedies_option(on_fault, REMEDIES)
+        self.symptoms = symptoms_option(symptoms)
+        self.sample_every = steps_option("sample_every", sample_every)
+        self.snapshot_every = steps_option("snapshot_every", snapshot_every)
+        self.confirm_seconds = seconds_option("confirm_seconds", confirm_seconds)
+        self.log_dir = path_option("log_dir", log_dir)
         self.verbose = bool(verbose)
         self.strict = bool(strict)
         self._session: Session | None = None
         self._guard: Guard | None = None
+        self._handles: list[Any] = []
         self._reset()
 
     def _reset(self) -> None:
+        for handle in self._handles:  # of a run that was broken off, which has no last event
+            handle.remove()
         self._position = StepLog()
-        self._handles: list[Any] = []
+        self._handles = []
         self._step: Step | None = None
         self._expected = 0
         self._batches = 0

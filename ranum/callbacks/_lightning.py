@@ -21,6 +21,14 @@ from torch import Tensor
 
 from ranum.analysis.capture.lightning import lightning_program
 from ranum.analysis.scan import Batches
+from ranum.callbacks._options import (
+    analyze_option,
+    path_option,
+    remedies_option,
+    seconds_option,
+    steps_option,
+    symptoms_option,
+)
 from ranum.callbacks._position import LightningPosition
 from ranum.callbacks._remedies import InsertClip, RepairConfiguration
 from ranum.callbacks._restart import Restart
@@ -99,18 +107,8 @@ class GuardCallback:
         strict: bool = False,
     ) -> None:
         super().__init__()
-        whole = "a whole number of at least 1"
-        self.analyze = checked(
-            "analyze", analyze, "'step' or 'off'", lambda value: value in ("step", "off")
-        )
-        self.on_fault: tuple[RemedyName, ...] = tuple(
-            checked(
-                "on_fault",
-                on_fault,
-                f"a sequence of names out of {', '.join(REMEDIES)}",
-                lambda value: not isinstance(value, str) and set(value) <= set(REMEDIES),
-            )
-        )
+        self.analyze = analyze_option(analyze)
+        self.on_fault: tuple[RemedyName, ...] = remedies_option(on_fault, REMEDIES)
         self.search = checked(
             "search",
             search,
@@ -118,32 +116,12 @@ class GuardCallback:
             lambda value: value is None or isinstance(value, SearchSpace),
         )
         self.search_budget = search_budget
-        self.symptoms = (
-            None
-            if symptoms is None
-            else tuple(
-                checked(
-                    "symptoms",
-                    symptoms,
-                    "a sequence of symptoms or None",
-                    lambda value: all(isinstance(item, Symptom) for item in value),
-                )
-            )
-        )
-        self.sample_every = checked("sample_every", sample_every, whole, _is_positive_int)
-        self.snapshot_every = checked("snapshot_every", snapshot_every, whole, _is_positive_int)
-        self.confirm_seconds = checked(
-            "confirm_seconds", confirm_seconds, "0 or more seconds", lambda value: value >= 0
-        )
-        self.training_seconds = checked(
-            "training_seconds", training_seconds, "0 or more seconds", lambda value: value >= 0
-        )
-        self.log_dir = checked(
-            "log_dir",
-            log_dir,
-            "a path or None",
-            lambda value: value is None or isinstance(value, (str, Path)),
-        )
+        self.symptoms = symptoms_option(symptoms)
+        self.sample_every = steps_option("sample_every", sample_every)
+        self.snapshot_every = steps_option("snapshot_every", snapshot_every)
+        self.confirm_seconds = seconds_option("confirm_seconds", confirm_seconds)
+        self.training_seconds = seconds_option("training_seconds", training_seconds)
+        self.log_dir = path_option("log_dir", log_dir)
         self.verbose = bool(verbose)
         self.strict = bool(strict)
         self._loaded_guard: dict[str, Any] = {}
@@ -530,10 +508,6 @@ def _is_installed(name: str) -> bool:
 def _symptoms(optimizers: int) -> tuple[Symptom, ...]:
     """The default rules; without those about the whole run where several losses alternate."""
     return tuple(rule for rule in default_symptoms() if optimizers == 1 or not rule.is_of_run)
-
-
-def _is_positive_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _replay(module: Any, batch: Any, batch_idx: int, precision: Any, share: int) -> Tensor | None:

@@ -563,7 +563,12 @@ class Guard:
         culprit, is_transient, file = None, False, ""
         if reading.bad_state and is_finite(reading):
             culprit = Culprit(
-                op="", phase="forward", source=UNKNOWN, cause="weights", name=reading.bad_state
+                op="",
+                phase="forward",
+                source=UNKNOWN,
+                outcome="NaN or Inf",
+                cause="weights",
+                name=reading.bad_state,
             )
         elif not is_finite(reading):
             found = self._contained("the culprit search", self._find_culprit)

@@ -139,7 +139,7 @@ class Culprit:
         source: The user's expression; for backward, the one of the forward operator.
         operands: Extremes of the operator's tensor arguments.
         output: Extremes of its first bad output.
-        outcome: "NaN", "Inf" or "-Inf".
+        outcome: "NaN", "Inf" or "-Inf"; "NaN or Inf" of numbers at rest.
         cause: "operator" (finite in, not finite out), "data" (the batch was not finite) or
             "weights" (a parameter, buffer or moment was not finite before the step).
         name: For data and weights, the name of the bad tensor.

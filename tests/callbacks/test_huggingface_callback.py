@@ -229,6 +229,26 @@ def test_training_is_the_same_with_and_without(tmp_path):
         assert not callback._model._forward_pre_hooks
 
 
+def test_a_run_that_was_broken_off_leaves_no_hooks_to_the_next(tmp_path):
+    class Breaks(Classifier):
+        is_broken = True
+
+        def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+            if self.is_broken:
+                raise KeyError("user")
+            return super().forward(x, labels)
+
+    model = Breaks()
+    callback = RanumCallback("off", verbose=False, strict=True)
+    with pytest.raises(KeyError, match="user"):
+        train(tmp_path, model=model, callback=callback)
+    model.is_broken = False
+    train(tmp_path, model=model, callback=callback)
+    assert len(callback.history.readings) == 16
+    assert not model._forward_hooks
+    assert not model._forward_pre_hooks
+
+
 def test_a_loss_computed_outside_is_guarded_by_gradients(tmp_path):
     class Plain(Classifier):
         def forward(self, x: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
@@ -280,6 +300,9 @@ def test_a_fault_inside_ranum_is_reported_once_and_training_goes_on(tmp_path, mo
     [
         ({"analyze": "yes"}, "analyze must be 'step' or 'off'; got 'yes'"),
         ({"on_fault": "skip"}, "on_fault must be a sequence of names out of retry"),
+        ({"snapshot_every": 0}, "snapshot_every must be a whole number of at least 1; got 0"),
+        ({"symptoms": ["spike"]}, "symptoms must be a sequence of symptoms or None"),
+        ({"log_dir": 3}, "log_dir must be a path or None; got 3"),
         ({"confirm_seconds": -1}, "confirm_seconds must be 0 or more seconds; got -1"),
     ],
 )
