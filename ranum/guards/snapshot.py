@@ -284,9 +284,10 @@ class Snapshots:
             groups.setdefault((tensor.device, tensor.dtype), []).append((name, tensor))
         bad = []
         for group in groups.values():
-            # The sum of squares is the fastest look; where it overflows, a closer one follows.
-            norms = torch._foreach_norm([tensor for _, tensor in group], 2)
-            flags = torch.stack(norms).isfinite().tolist()
+            # A sum is the quickest look: squares of small moments would be subnormal, and slow.
+            # It is not finite if an element is not; where it overflows, a closer look follows.
+            sums = [tensor.sum(dtype=_wide(tensor.dtype)) for _, tensor in group]
+            flags = torch.stack(sums).isfinite().tolist()
             bad += [
                 name
                 for (name, tensor), is_good in zip(group, flags, strict=True)
@@ -611,6 +612,10 @@ def as_optimizers(optimizers: Any) -> list[Any]:
                 f"got {type(optimizer).__name__}."
             )
     return found
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
 def _fits(live: Any, saved: Tensor) -> bool:
