@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ranum._untouched import random_state, set_random_state
-from ranum.guards.snapshot import BufferCopies
+from ranum.guards._buffers import BufferCopies
 
 
 def without_bad_parts(

@@ -8,124 +8,21 @@ same bits as an uninterrupted run.
 
 from __future__ import annotations
 
-import copy
-import operator
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ranum._untouched import RandomState, distinct, random_state, set_random_state
 from ranum.errors import ArgumentError, RanumError
+from ranum.guards._buffers import BufferCopies, buffers, tables
+from ranum.guards._memory import Copy, Memory, Pairs, copy_all, fits
+from ranum.guards._settings import Settings, Stateful, own_copy
 
-SMALL_BUFFER = 1 << 16
-"""Elements up to which a buffer is copied every step whatever its version says.
-
-Native BatchNorm kernels write their statistics without counting the version up. Larger
-buffers (causal masks, rotary tables) are copied only when their version has changed.
-"""
-
-_PLAIN = (int, float, complex, bool, str, bytes, type(None))
-
-SEARCH_EVERY = 16
-"""Steps between two searches for modules that were given buffers."""
-
-Pairs = list[tuple[Tensor, Tensor]]
-"""(target, source)."""
-
-
-class Stateful(Protocol):
-    """A scheduler, a gradient scaler, a metric, a loop: whatever can give and take its state."""
-
-    def state_dict(self) -> Any:
-        """Its state; copied by Ranum."""
-
-    def load_state_dict(self, state_dict: Any, /) -> Any:
-        """Takes a state back."""
-
-
-# --- random numbers ------------------------------------------------------------------------
-
-
-# --- memory --------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Copy:
-    """Stands for a tensor in saved data; plain tensors there belong to somebody else."""
-
-    tensor: Tensor
-
-
-class _Memory:
-    """The tensors of one snapshot, written again at every take."""
-
-    def __init__(self) -> None:
-        self._free: defaultdict[Any, list[Tensor]] = defaultdict(list)
-        self._used: list[Tensor] = []
-        self._pending: Pairs = []
-
-    def recycle(self) -> None:
-        """All memory may be written again."""
-        for tensor in self._used:
-            self._free[_kind(tensor)].append(tensor)
-        self._used, self._pending = [], []
-
-    def store(self, live: Tensor) -> _Copy:
-        """Memory that holds the values of `live` after `flush`."""
-        live = distinct(live.detach())
-        free = self._free.get(_kind(live))
-        saved = free.pop() if free else torch.empty_like(live)
-        self._used.append(saved)
-        self._pending.append((saved, live))
-        return _Copy(saved)
-
-    def flush(self) -> None:
-        """Copies what was stored, and frees memory that this take has no use for."""
-        _copy_all(self._pending)
-        self._pending = []
-        self._free.clear()
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held."""
-        return sum(tensor.nbytes for tensor in self._used)
-
-
-def _kind(tensor: Tensor) -> Any:
-    return (tensor.shape, tensor.dtype, tensor.device, type(tensor))
-
-
-def _copy_all(pairs: Pairs) -> None:
-    """Fused copies, one group for each pair of devices and dtypes."""
-    for targets, sources in _groups(pairs):
-        _copy(targets, sources)
-
-
-def _groups(pairs: Pairs) -> list[tuple[list[Tensor], list[Tensor]]]:
-    groups: dict[Any, tuple[list[Tensor], list[Tensor]]] = {}
-    for number, (target, source) in enumerate(pairs):
-        key: Any = (target.device, target.dtype, source.device, source.dtype)
-        if target.layout is not torch.strided or type(source) not in (Tensor, nn.Parameter):
-            key = number  # sparse and subclassed tensors (DTensor) go one by one
-        targets, sources = groups.setdefault(key, ([], []))
-        targets.append(target)
-        sources.append(source)
-    return list(groups.values())
-
-
-@torch.no_grad()
-def _copy(targets: list[Tensor], sources: list[Tensor]) -> None:
-    if len(targets) == 1:
-        targets[0].copy_(sources[0])
-    else:
-        torch._foreach_copy_(targets, sources)
-
-
-# --- what a snapshot holds -----------------------------------------------------------------
+__all__ = ["Snapshots", "Stateful", "as_optimizers"]
 
 
 @dataclass(slots=True)
@@ -138,10 +35,10 @@ class _OptimizerState:
 class _Snapshot:
     """One saved state; `buffers` by the table and the name that hold them."""
 
-    memory: _Memory = field(default_factory=_Memory)
+    memory: Memory = field(default_factory=Memory)
     step: int = -1
-    parameters: dict[str, tuple[Tensor, _Copy]] = field(default_factory=dict)
-    buffers: list[tuple[dict[str, Any], str, Tensor | None, _Copy | None]] = field(
+    parameters: dict[str, tuple[Tensor, Copy]] = field(default_factory=dict)
+    buffers: list[tuple[dict[str, Any], str, Tensor | None, Copy | None]] = field(
         default_factory=list
     )
     optimizers: list[_OptimizerState] = field(default_factory=list)
@@ -204,7 +101,7 @@ class Snapshots:
         self._buffers = BufferCopies()
         self._usual: frozenset[str] = frozenset()
         self._before: RandomState | None = None
-        self._settings: tuple[list[Any], list[Any]] = ([], [])
+        self._settings = Settings()
         self._devices: frozenset[torch.device] | None = None
 
     def __repr__(self) -> str:
@@ -253,7 +150,7 @@ class Snapshots:
         snapshot.parameters = {name: (p, memory.store(p)) for name, p in parameters.items()}
         snapshot.buffers = [
             (table, name, buffer, None if buffer is None else memory.store(buffer))
-            for table, name, buffer in _buffers(_tables(self.model))
+            for table, name, buffer in buffers(tables(self.model))
         ]
         snapshot.optimizers = [self._saved(one, memory, known) for one in self.optimizers]
         snapshot.others = [self._copied(other.state_dict(), known) for other in self._others()]
@@ -305,7 +202,7 @@ class Snapshots:
         for state in snapshot.optimizers:
             for key, entries in state.state.items():
                 for name, value in entries.items() if isinstance(entries, dict) else ():
-                    if isinstance(value, _Copy):
+                    if isinstance(value, Copy):
                         yield f"{name} of {names.get(id(key), 'a parameter')}", value.tensor
 
     def _slot(self) -> _Snapshot:
@@ -315,7 +212,7 @@ class Snapshots:
             return self._ring.pop()
         return _Snapshot()
 
-    def _saved(self, optimizer: Any, memory: _Memory, known: dict[int, Any]) -> _OptimizerState:
+    def _saved(self, optimizer: Any, memory: Memory, known: dict[int, Any]) -> _OptimizerState:
         def save(value: Any) -> Any:
             return memory.store(value) if isinstance(value, Tensor) else self._copied(value, known)
 
@@ -337,11 +234,7 @@ class Snapshots:
 
     def _copied(self, value: Any, known: Mapping[int, Any]) -> Any:
         """A deep copy that does not copy parameters, the model or its optimizers."""
-        if isinstance(value, _PLAIN):
-            return value
-        whole = [self.model, *self.optimizers, *self._others()]
-        memo = {**known, **{id(thing): thing for thing in whole}}
-        return copy.deepcopy(value, memo)
+        return own_copy(value, [self.model, *self.optimizers, *self._others()], known)
 
     # --- going back ------------------------------------------------------------------------
 
@@ -382,7 +275,7 @@ class Snapshots:
             self._load(optimizer, state, pairs, known)
         # `data`, not `detach`: with several optimizers a graph may still be waiting for its
         # backward pass, which would raise if it saw its parameters change.
-        _copy_all([(distinct(target.data), source) for target, source in pairs])
+        copy_all([(distinct(target.data), source) for target, source in pairs])
         for other, saved in zip(self._others(), snapshot.others, strict=True):
             other.load_state_dict(self._copied(saved, known))
         if snapshot.random is not None:
@@ -409,9 +302,9 @@ class Snapshots:
         self, optimizer: Any, saved: _OptimizerState, pairs: Pairs, known: Mapping[int, Any]
     ) -> None:
         def put(table: dict[str, Any], name: str, value: Any) -> None:
-            if not isinstance(value, _Copy):
+            if not isinstance(value, Copy):
                 table[name] = self._copied(value, known)
-            elif _fits(table.get(name), value.tensor):
+            elif fits(table.get(name), value.tensor):
                 pairs.append((table[name], value.tensor))
             else:
                 table[name] = value.tensor.clone()
@@ -467,27 +360,11 @@ class Snapshots:
 
     def take_settings(self) -> None:
         """Notes the optimizers' hyper-parameters, and the states of schedulers and scaler."""
-        groups = [
-            [{name: self._copied(value, {}) for name, value in group.items() if name != "params"}
-             for group in one.param_groups]
-            for one in self.optimizers
-        ]  # fmt: skip
-        others = [self._copied(one.state_dict(), {}) for one in self._others()]
-        self._settings = (groups, others)
+        self._settings.take(self.optimizers, self._others())
 
     def restore_settings(self) -> None:
         """Puts back what `take_settings` noted; does nothing if it was not called."""
-        groups, others = self._settings
-        self._settings = ([], [])
-        for other, state in zip(self._others(), others, strict=False):
-            other.load_state_dict(state)
-        for optimizer, saved in zip(self.optimizers, groups, strict=False):
-            for group, values in zip(optimizer.param_groups, saved, strict=False):
-                for name, value in values.items():
-                    if isinstance(value, Tensor) and _fits(group.get(name), value):
-                        group[name].copy_(value)
-                    else:
-                        group[name] = value
+        self._settings.restore(self.optimizers, self._others())
 
     @property
     def buffers_before(self) -> list[tuple[str, Tensor]]:
@@ -514,90 +391,6 @@ class Snapshots:
         return found
 
 
-class BufferCopies:
-    """Copies of all buffers, renewed every step; modules are searched now and then only."""
-
-    def __init__(self) -> None:
-        self.floats: list[tuple[str, Tensor]] = []
-        self._age = 0
-        self._tables: list[dict[str, Any]] = []
-        self._places: list[tuple[dict[str, Any], str, Tensor | None]] = []
-        self._saved: list[Tensor | None] = []
-        self._small: list[tuple[list[Tensor], list[Tensor]]] = []
-        self._large: list[tuple[Tensor, Tensor]] = []
-        self._versions: list[int | None] = []
-
-    def take(self, model: nn.Module) -> None:
-        """Notes the buffers as they are."""
-        if self._age % SEARCH_EVERY == 0:
-            self._tables = list(_tables(model))
-        self._age += 1
-        places = list(_buffers(self._tables))
-        now = [buffer for _, _, buffer in places]
-        then = [buffer for _, _, buffer in self._places]
-        if len(now) != len(then) or not all(map(operator.is_, now, then)):
-            self._allocate(places)
-        for saved, live in self._small:
-            _copy(saved, live)
-        for index, (saved_one, live_one) in enumerate(self._large):
-            version = None if live_one.is_inference() else live_one._version
-            if version is None or version != self._versions[index]:
-                _copy([saved_one], [live_one])
-                self._versions[index] = version
-
-    def _allocate(self, places: list[tuple[dict[str, Any], str, Tensor | None]]) -> None:
-        self._places = places
-        pairs: Pairs = []
-        self._saved, self._large, self.floats = [], [], []
-        for number, (_, name, buffer) in enumerate(places):
-            live = None if buffer is None else distinct(buffer.detach())
-            saved = None if live is None else torch.empty_like(live)
-            self._saved.append(saved)
-            if live is None or saved is None:
-                continue
-            if live.numel() > SMALL_BUFFER:
-                self._large.append((saved, live))
-            else:
-                pairs.append((saved, live))
-                if saved.is_floating_point() and saved.numel() and type(saved) is Tensor:
-                    self.floats.append((f"buffer {number} ({name})", saved))
-        self._small = _groups(pairs)
-        self._versions = [None] * len(self._large)
-
-    def restore(self) -> None:
-        """Puts them back."""
-        pairs: Pairs = []
-        for (table, name, buffer), saved in zip(self._places, self._saved, strict=True):
-            table[name] = buffer
-            if buffer is not None and saved is not None:
-                pairs.append((distinct(buffer.detach()), saved))
-        _copy_all(pairs)
-
-
-def _tables(model: nn.Module) -> Iterator[dict[str, Any]]:
-    """The tables of buffers of all submodules; a flat walk, quicker than `modules()`."""
-    seen: set[int] = set()
-    stack: list[nn.Module] = [model]
-    while stack:
-        module = stack.pop()
-        if id(module) in seen:
-            continue
-        seen.add(id(module))
-        if module._buffers:
-            yield module._buffers
-        stack.extend(child for child in module._modules.values() if child is not None)
-
-
-def _buffers(
-    tables: Iterable[dict[str, Any]],
-) -> Iterator[tuple[dict[str, Any], str, Tensor | None]]:
-    """Every buffer with its name and the table that holds it; lazy ones have no values yet."""
-    for table in tables:
-        for name, buffer in table.items():
-            if buffer is None or not nn.parameter.is_lazy(buffer):
-                yield table, name, buffer
-
-
 def as_optimizers(optimizers: Any) -> list[Any]:
     """One optimizer or several, as a list.
 
@@ -618,16 +411,8 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
-def _fits(live: Any, saved: Tensor) -> bool:
-    return (
-        isinstance(live, Tensor)
-        and live.dtype == saved.dtype
-        and distinct(live.detach()).shape == saved.shape
-    )
-
-
-def _is_same(now: Tensor | None, then: Tensor, saved: _Copy) -> bool:
-    return now is then and _fits(now, saved.tensor)
+def _is_same(now: Tensor | None, then: Tensor, saved: Copy) -> bool:
+    return now is then and fits(now, saved.tensor)
 
 
 def _same_objects(now: Any, then: Any) -> bool:

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from ranum.errors import ArgumentError, RanumError
-from ranum.guards.snapshot import SMALL_BUFFER, Snapshots
+from ranum.guards._buffers import SMALL_BUFFER
+from ranum.guards.snapshot import Snapshots
 
 
 def network():
