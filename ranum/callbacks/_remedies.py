@@ -10,7 +10,7 @@ from ranum.guards.recovery import Fault, Outcome, go_back, scale_learning_rates
 from ranum.repair.clipping import Rewrite
 
 if TYPE_CHECKING:
-    from ranum.guards.guard import Guard
+    from ranum.guards.base import GuardBase
 
 CLIP_LIMIT = 8
 """Live patches per run; a program that needs more has another problem."""
@@ -35,7 +35,7 @@ class InsertClip:
         self._session = session
         self._factor = learning_rate_factor
 
-    def apply(self, fault: Fault, guard: Guard) -> Outcome | None:
+    def apply(self, fault: Fault, guard: GuardBase) -> Outcome | None:
         """Patches the code; None if there is no cure for this fault."""
         culprit = fault.culprit
         if culprit is None or culprit.cause != "operator":
@@ -79,7 +79,7 @@ class RepairConfiguration:
         self._search = search
         self._used = False
 
-    def apply(self, fault: Fault, guard: Guard) -> Outcome | None:
+    def apply(self, fault: Fault, guard: GuardBase) -> Outcome | None:
         """Runs the search; None if it was used up or found nothing."""
         if self._used:
             return None

@@ -12,7 +12,7 @@ from ranum.guards.symptoms import CODES
 from ranum.guards.types import Culprit, Finding, Reading
 
 if TYPE_CHECKING:
-    from ranum.guards.guard import Guard
+    from ranum.guards.base import GuardBase
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +73,7 @@ class Remedy(Protocol):
     def name(self) -> str:
         """Word for incidents and reports: "skip"."""
 
-    def apply(self, fault: Fault, guard: Guard) -> Outcome | None:
+    def apply(self, fault: Fault, guard: GuardBase) -> Outcome | None:
         """Acts; None, with nothing changed, if it does not fit this fault or is used up."""
 
 
@@ -102,7 +102,7 @@ class Retry:
     def __repr__(self) -> str:
         return f"Retry(limit={self.limit}, apart={self.apart})"
 
-    def apply(self, fault: Fault, guard: Guard) -> Outcome | None:
+    def apply(self, fault: Fault, guard: GuardBase) -> Outcome | None:
         """Asks for the batch again; None if it does not fit."""
         recent = [step for step in self._recent if fault.step - step <= self.apart]
         is_again = bool(recent) and fault.step == recent[-1] + 1
@@ -154,7 +154,7 @@ class Skip:
     def __repr__(self) -> str:
         return f"Skip(limit={self.limit}, apart={self.apart})"
 
-    def apply(self, fault: Fault, guard: Guard) -> Outcome | None:
+    def apply(self, fault: Fault, guard: GuardBase) -> Outcome | None:
         """Does nothing more: the guard has left no trace of the batch."""
         culprit = fault.culprit
         if CODES[fault.finding.code].is_of_run:
@@ -237,7 +237,7 @@ class Rollback:
             f"patience={self.patience})"
         )
 
-    def apply(self, fault: Fault, guard: Guard) -> Outcome | None:
+    def apply(self, fault: Fault, guard: GuardBase) -> Outcome | None:
         """Goes back; None if it went back too often, or there is no snapshot."""
         is_over = not self._recent or fault.step - self._recent[-1] > self.patience
         recent = [] if is_over else self._recent
@@ -277,7 +277,7 @@ class Stop:
     def __repr__(self) -> str:
         return "Stop()"
 
-    def apply(self, fault: Fault, guard: Guard) -> Outcome | None:
+    def apply(self, fault: Fault, guard: GuardBase) -> Outcome | None:
         """Always fits."""
         back_to = None
         if fault.culprit is not None and fault.culprit.cause == "weights":
@@ -317,7 +317,7 @@ class Ladder:
     def __repr__(self) -> str:
         return f"Ladder({list(self.remedies)!r}, strict={self.strict})"
 
-    def apply(self, fault: Fault, guard: Guard) -> Outcome | None:
+    def apply(self, fault: Fault, guard: GuardBase) -> Outcome | None:
         """Lets the first remedy that fits act; None if none does."""
         for remedy in list(self._active):
             try:
@@ -343,7 +343,7 @@ def default_remedies() -> tuple[Remedy, ...]:
     return (Retry(), Skip(), Rollback(), Stop())
 
 
-def go_back(guard: Guard, fault: Fault) -> int | None:
+def go_back(guard: GuardBase, fault: Fault) -> int | None:
     """Goes back to the newest snapshot, for remedies that then change something else.
 
     Returns:
@@ -352,7 +352,7 @@ def go_back(guard: Guard, fault: Fault) -> int | None:
     return guard.go_back()
 
 
-def scale_learning_rates(guard: Guard, factor: float) -> None:
+def scale_learning_rates(guard: GuardBase, factor: float) -> None:
     """Multiplies all learning rates, so that it persists under schedulers and rollbacks."""
     guard.scale_learning_rates(factor)
 

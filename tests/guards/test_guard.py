@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ranum.errors import ArgumentError, RanumWarning
+from ranum.guards import base as base_module
 from ranum.guards import guard as guard_module
 from ranum.guards import health
 from ranum.guards.guard import Decision, Guard, Step, TrainingStopped
@@ -615,7 +616,7 @@ def test_history_goes_on_after_a_restart():
 
 
 def test_history_is_bounded(monkeypatch):
-    monkeypatch.setattr(guard_module, "READINGS_KEPT", 8)
+    monkeypatch.setattr(base_module, "READINGS_KEPT", 8)
     run = Run()
     for i in range(30):
         run.step(*batch(i))

@@ -1,0 +1,538 @@
+"""What every guard decides, whatever the framework: from a reading to a remedy."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from ranum.errors import ArgumentError, RanumError, RanumWarning
+from ranum.guards.health import Health, is_finite
+from ranum.guards.recovery import Fault, Ladder, Outcome, Remedy, default_remedies
+from ranum.guards.rewind import Position
+from ranum.guards.symptoms import CODES, Monitor, Symptom, default_symptoms
+from ranum.guards.types import Culprit, Extremes, Finding, History, Incident, Reading
+from ranum.source import UNKNOWN, Source
+
+READINGS_KEPT = 20_000
+"""Beyond this, the older half of a history is thinned by two."""
+MARKS_KEPT = 2
+"""Newest snapshots whose batches can come again."""
+
+ALL = "the guard"
+"""The part that everything else is in."""
+
+T = TypeVar("T")
+
+
+class TrainingStopped(RanumError):  # noqa: N818 - not an error of the program's
+    """The recovery ladder is used up; raised by `Guard.step` in plain loops.
+
+    Attributes:
+        incident: The last one.
+    """
+
+    def __init__(self, incident: Incident) -> None:
+        super().__init__(f"step {incident.step}: {incident.detail}")
+        self.incident = incident
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What the guard says about a step, before the optimizer.
+
+    Attributes:
+        proceed: Take the optimizer step. If False, the gradients have been dropped; with an
+            incident, they have been mended.
+        incident: What was done; None if nothing had to be.
+        stop: Training should end.
+        restart: Training should start over: a remedy has prepared a new configuration.
+        reading: What was measured; None if measuring has been switched off.
+        findings: What is new about it.
+    """
+
+    proceed: bool
+    incident: Incident | None = None
+    stop: bool = False
+    restart: bool = False
+    reading: Reading | None = None
+    findings: tuple[Finding, ...] = ()
+
+
+class SnapshotStore(Protocol):
+    """Where a guard keeps states of the run; see `Snapshots`."""
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Of the snapshots that `restore` can reach, oldest first."""
+
+    @property
+    def latest_step(self) -> int | None:
+        """Of the newest snapshot."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether there is a state to take a snapshot of."""
+
+    def take(self, step: int) -> None:
+        """Takes a snapshot before a step."""
+
+    def bad_in_latest(self) -> list[str]:
+        """What is not finite in the newest one, by name."""
+
+    def restore(self, depth: int = 0) -> int:
+        """Goes back to a snapshot, and says to which step."""
+
+    def drop_latest(self) -> None:
+        """Forgets the newest one."""
+
+    def clear(self) -> None:
+        """Frees them all."""
+
+    def take_buffers(self) -> None:
+        """Notes what a step changes before its update is decided on."""
+
+    def restore_buffers(self) -> None:
+        """Puts that back."""
+
+    def take_settings(self) -> None:
+        """Notes what a loop changes after a step."""
+
+    def restore_settings(self) -> None:
+        """Puts that back."""
+
+
+class GuardBase:
+    """Judges readings and lets remedies act; each framework's guard measures and withholds.
+
+    A subclass calls `_prepare` before a step and `_judge` with its reading, and overrides what
+    depends on the framework: `_withhold`, `_find_culprit`, `_multiply_rates`, `_save`.
+
+    Args:
+        snapshots: Where states of the run are kept.
+        position: Where the run stands in its data.
+        symptoms: As in `Guard`.
+        remedies: As in `Guard`.
+        snapshot_every: As in `Guard`.
+        strict: As in `Guard`.
+        on_finding: As in `Guard`.
+        on_incident: As in `Guard`.
+        history: As in `Guard`.
+
+    Raises:
+        ArgumentError: If an argument breaks its rule.
+    """
+
+    def __init__(
+        self,
+        snapshots: SnapshotStore,
+        position: Position,
+        *,
+        symptoms: Iterable[Symptom] | None = None,
+        remedies: Iterable[Remedy | str] | None = None,
+        snapshot_every: int = 50,
+        strict: bool = False,
+        on_finding: Callable[[Finding], Any] | None = None,
+        on_incident: Callable[[Incident], Any] | None = None,
+        history: History | None = None,
+    ) -> None:
+        if (
+            isinstance(snapshot_every, bool)
+            or not isinstance(snapshot_every, int)
+            or snapshot_every < 1
+        ):
+            raise ArgumentError(
+                f"snapshot_every must be a positive integer; got {snapshot_every!r}."
+            )
+        for name, value in (("on_finding", on_finding), ("on_incident", on_incident)):
+            if value is not None and not callable(value):
+                raise ArgumentError(f"{name} must be callable or None; got {value!r}.")
+        self.snapshot_every = snapshot_every
+        self.strict = strict
+        self._snapshots = snapshots
+        self._position = position
+        rules = default_symptoms() if symptoms is None else symptoms
+        self._monitor = Monitor(rules, strict=strict)
+        self._ladder = Ladder(default_remedies() if remedies is None else remedies, strict=strict)
+        self._on_finding = on_finding
+        self._on_incident = on_incident
+        self._readings = list(history.readings) if history else []
+        self._findings = list(history.findings) if history else []
+        self._incidents = list(history.incidents) if history else []
+        self._faults = list(history.internal_faults) if history else []
+        self._history = History(
+            readings=self._readings,
+            findings=self._findings,
+            incidents=self._incidents,
+            internal_faults=self._faults,
+        )
+        self._step = self._readings[-1].step + 1 if self._readings else 0
+        self._off: set[str] = set()
+        self._health = Health()
+        self._cuts: list[tuple[int, float]] = []
+        self._candidate: int | None = None
+        self._went_back = False
+        self._next_snapshot = self._step
+        self._marks: dict[int, Any] = {}
+        self._here: Any = None
+        self._again: int | None = None
+        self._is_retry = False
+
+    @property
+    def history(self) -> History:
+        """Everything seen so far; a live view that grows with the run."""
+        return self._history
+
+    @property
+    def current_step(self) -> int:
+        """Steps attempted so far; never goes back, so that every reading has its own number."""
+        return self._step
+
+    # --- going back ------------------------------------------------------------------------
+
+    def go_back(self, depth: int = 0, *, rewind: bool = True) -> int | None:
+        """Goes back to a snapshot; for remedies.
+
+        Cuts of the learning rate that were made after the snapshot stay in force.
+
+        Args:
+            depth: 0 for the newest, 1 for the one before, ...
+            rewind: Train on the batches since then once more, if they can come again; else
+                the data goes on. See `is_rewound`.
+
+        Returns:
+            The step gone back to; None, with nothing changed, if there is no snapshot or it
+            does not fit the model any more.
+        """
+        if self._snapshots.latest_step is None:
+            return None
+        steps = self._snapshots.steps
+        mark = self._marks.get(steps[min(depth, len(steps) - 1)])
+        can_rewind = rewind and mark is not None
+        can_rewind = can_rewind and self._agree(self._position.can_go_back(mark))
+        try:
+            if can_rewind:
+                self._position.go_back(mark)
+            back_to = self._snapshots.restore(depth)
+        except RanumError as error:
+            if self.strict:
+                raise
+            self._snapshots.clear()
+            self._report("going back", error, "New snapshots will be taken.")
+            return None
+        self._cut_again(back_to)
+        self._again = back_to if can_rewind else None
+        self._went_back = True
+        self._monitor.reset(back_to)
+        self._health.restart()
+        self._next_snapshot = self._step + self.snapshot_every
+        return back_to
+
+    def retry(self) -> bool:
+        """The batch of this step comes once more, on the same state; for remedies.
+
+        Returns:
+            False, with nothing changed, if it cannot come again.
+        """
+        if self._here is None or not self._agree(self._position.can_go_back(self._here)):
+            return False
+        self._position.go_back(self._here)
+        self._snapshots.take_settings()
+        self._again, self._is_retry = self._step, True
+        self._went_back = True
+        return True
+
+    @property
+    def is_rewound(self) -> bool:
+        """True if batches will come again: after `go_back` or `retry`, until the next one."""
+        return self._again is not None
+
+    def request_snapshot(self) -> None:
+        """A snapshot is taken before the next step, if training goes well."""
+        self._next_snapshot = self._step
+
+    def _cut_again(self, back_to: int) -> None:
+        for step, factor in self._cuts:
+            if step >= back_to:
+                self._multiply_rates(factor)
+
+    def scale_learning_rates(self, factor: float) -> None:
+        """Multiplies all learning rates, in a way that lasts under schedulers and rollbacks.
+
+        Raises:
+            ArgumentError: If `factor` is not positive.
+        """
+        if not 0 < factor < math.inf:
+            raise ArgumentError(f"factor must be positive; got {factor!r}.")
+        self._multiply_rates(factor)
+        self._cuts.append((self._step, factor))
+
+    # --- one step --------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        """Notes the state before the batch; takes a snapshot if one is due."""
+        # What the loop has done since it was sent back (stepped schedulers) did not happen.
+        again, self._again = self._again, None
+        if self._is_retry:
+            self._is_retry = False
+            self._snapshots.restore_settings()
+        elif again is not None:
+            self._snapshots.restore()
+            self._cut_again(again)
+        # Of several processes each has a memory of its own; they must take snapshots alike.
+        is_full = self._position.is_nearly_full and not self._is_shared()
+        is_due = (self._step >= self._next_snapshot or is_full) and self._health.is_good
+        if (self._snapshots.latest_step is None or is_due) and self._snapshots.is_ready:
+            self._snapshots.take(self._step)
+            self._candidate = self._step
+            self._next_snapshot = self._step + self.snapshot_every
+            self._mark()
+        self._snapshots.take_buffers()
+        self._here = self._position.mark()
+
+    def _mark(self) -> None:
+        """Notes where in the data the newest snapshot was taken."""
+        steps = self._snapshots.steps
+        self._marks = {step: mark for step, mark in self._marks.items() if step in steps}
+        self._marks[self._step] = self._position.mark()
+        self._position.keep_from(self._marks[sorted(self._marks)[-MARKS_KEPT:][0]])
+
+    def _judge(self, reading: Reading, *, withheld: Finding | None = None) -> Decision:
+        """What a reading means, and what is done about it.
+
+        Args:
+            reading: Of the step at hand.
+            withheld: The fault for which the device has left the step out already; used where no
+                symptom finds one.
+        """
+        if self._candidate == self._step and not reading.bad_state:
+            bad = next(iter(self._contained("snapshots", self._snapshots.bad_in_latest) or ()), "")
+            if not self._agree(not bad):
+                reading = replace(reading, bad_state=bad or "the state of another process")
+        self._readings.append(reading)
+        if len(self._readings) > READINGS_KEPT:
+            self._readings[: READINGS_KEPT // 2] = self._readings[: READINGS_KEPT // 2 : 2]
+        if self._is_scaler_at_work(reading):
+            self._drop_candidate()
+            return Decision(proceed=True, reading=reading)
+        known = len(self._monitor.internal_faults)
+        findings = self._monitor.observe(reading)
+        self._faults += self._monitor.internal_faults[known:]
+        finding = next((found for found in findings if found.severity == "fault"), None)
+        if finding is None and withheld is not None:
+            finding, findings = withheld, (withheld, *findings)
+        if finding is None:
+            self._candidate = None
+            self._health.see(reading)
+            return Decision(proceed=True, reading=reading, findings=findings)
+        # Before anything else, so that the step is withheld even if the rest should fail.
+        self._withhold()
+        self._health.restart()
+        outcome, culprit, file = self._recover(finding, reading)
+        incident = Incident(
+            step=reading.step,
+            epoch=reading.epoch,
+            finding=finding,
+            culprit=culprit,
+            action=outcome.action,
+            detail=outcome.detail,
+            back_to=outcome.back_to,
+            patch=outcome.patch,
+            file=file,
+        )
+        self._incidents.append(incident)
+        return Decision(
+            proceed=outcome.proceed,
+            incident=incident,
+            stop=outcome.stop,
+            restart=outcome.restart,
+            reading=reading,
+            findings=findings,
+        )
+
+    def _recover(self, finding: Finding, reading: Reading) -> tuple[Outcome, Culprit | None, str]:
+        self._contained("snapshots", self._snapshots.restore_buffers)
+        culprit, is_transient, file = None, False, ""
+        if reading.bad_state and is_finite(reading):
+            culprit = Culprit(
+                op="",
+                phase="forward",
+                source=UNKNOWN,
+                outcome="NaN or Inf",
+                cause="weights",
+                name=reading.bad_state,
+            )
+        elif not is_finite(reading):
+            found = self._contained("the culprit search", self._find_culprit)
+            culprit, is_transient = found or (None, False)
+            is_transient = self._agree(is_transient)
+            self._withhold()
+            saved = self._contained("incident files", lambda: self._save(finding, reading, culprit))
+            file = str(saved or "")
+        if not is_transient:
+            self._drop_candidate()
+        fault = Fault(
+            finding=finding,
+            reading=reading,
+            step=reading.step,
+            epoch=reading.epoch,
+            culprit=culprit,
+            is_transient=is_transient,
+        )
+        known = len(self._ladder.internal_faults)
+        outcome = self._ladder.apply(fault, self)
+        self._faults += self._ladder.internal_faults[known:]
+        if outcome is None and CODES[finding.code].is_of_run:
+            # Nothing in this step is broken; to end the run is for the user to decide.
+            self._monitor.silence(finding.code)
+            outcome = Outcome(
+                action="go on",
+                detail="no remedy is left; training goes on, and this rule is switched off",
+            )
+        if outcome is None:
+            outcome = Outcome(
+                action="stop",
+                detail=f"training ends, no remedy is left: {finding.message}",
+                stop=True,
+            )
+        return outcome, culprit, file
+
+    def _drop_candidate(self) -> None:
+        """A snapshot counts only when the step from it has been seen to be good."""
+        if self._candidate is not None:
+            self._snapshots.drop_latest()
+            self._candidate = None
+            self._next_snapshot = self._step + 1
+
+    def _tell(self, decision: Decision) -> None:
+        self._findings += decision.findings
+        del self._findings[:-READINGS_KEPT]
+        if self._on_finding is not None:
+            for finding in decision.findings:
+                self._on_finding(finding)
+        if self._on_incident is not None and decision.incident is not None:
+            self._on_incident(decision.incident)
+
+    # --- what a framework's guard does ------------------------------------------------------
+
+    def _withhold(self) -> None:
+        """Makes sure that the step at hand leaves no trace in the weights."""
+
+    def _find_culprit(self) -> tuple[Culprit | None, bool]:
+        """The culprit; and True if the whole step was run again, and was finite."""
+        return None, False
+
+    def _save(self, finding: Finding, reading: Reading, culprit: Culprit | None) -> Path | None:
+        """Writes the step to a file; None if none is wanted."""
+        return None
+
+    def _multiply_rates(self, factor: float) -> None:
+        """Multiplies all learning rates, in a way that lasts."""
+
+    def _is_scaler_at_work(self, reading: Reading) -> bool:
+        """True if the gradients are not finite because a scaler is looking for its scale."""
+        return False
+
+    def _is_shared(self) -> bool:
+        """True if several processes train together, which must decide alike."""
+        return False
+
+    def _agree(self, answer: bool) -> bool:
+        """True if all processes answer True."""
+        return answer
+
+    def leave_out_parts(self) -> list[int] | None:
+        """Mends the gradients of this step: without the micro-batches that spoil them.
+
+        For remedies, whose outcome then is to proceed.
+
+        Returns:
+            The positions of those left out; None, with nothing changed, if it cannot be done.
+        """
+        return None
+
+    # --- faults of our own -----------------------------------------------------------------
+
+    def _contained(self, part: str, work: Callable[[], T]) -> T | None:
+        """Runs a part; if it fails, reports it and switches it off. None if it is off."""
+        if part in self._off or ALL in self._off:
+            return None
+        try:
+            return work()
+        except Exception as error:
+            if self.strict:
+                raise
+            self._off.add(part)
+            self._report(part, error, "It is switched off; training goes on.")
+            return None
+
+    def _report(self, part: str, error: Exception, cure: str) -> None:
+        line = f"{part} failed: {type(error).__name__}: {error}"
+        self._faults.append(line)
+        warnings.warn(f"{line}. {cure}", RanumWarning, stacklevel=4)
+
+    # --- plain data ------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counters, remedies' states, findings and incidents, as plain data; no tensors.
+
+        Readings and snapshots are not included: after a resume the first snapshot is the
+        state that was resumed.
+        """
+        return {
+            "version": 1,
+            "step": self._step,
+            "remedies": [
+                [remedy.name, remedy.state_dict()]
+                for remedy in self._ladder.remedies
+                if hasattr(remedy, "state_dict")
+            ],
+            "findings": [finding.to_dict() for finding in self._findings],
+            "incidents": [incident.to_dict() for incident in self._incidents],
+            "internal_faults": list(self._faults),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes a `state_dict` back, also after JSON.
+
+        Remedies' states are matched by name, in order; those of remedies that this guard
+        does not have are left out.
+
+        Raises:
+            ArgumentError: If it is not a guard's state.
+        """
+        if state.get("version") != 1:
+            raise ArgumentError(
+                f"state must be a guard's state_dict of version 1; got {state.get('version')!r}."
+            )
+        self._step = self._next_snapshot = int(state["step"])
+        self._findings[:] = [Finding(**finding) for finding in state["findings"]]
+        self._incidents[:] = [_incident(incident) for incident in state["incidents"]]
+        self._faults[:] = state["internal_faults"]
+        saved = [(name, value) for name, value in state["remedies"]]
+        for remedy in self._ladder.remedies:
+            match = next((entry for entry in saved if entry[0] == remedy.name), None)
+            if match is not None and hasattr(remedy, "load_state_dict"):
+                saved.remove(match)
+                remedy.load_state_dict(match[1])
+
+
+def _incident(data: Mapping[str, Any]) -> Incident:
+    values = dict(data)
+    values["finding"] = Finding(**values["finding"])
+    if values["culprit"] is not None:
+        values["culprit"] = _culprit(values["culprit"])
+    return Incident(**values)
+
+
+def _culprit(data: Mapping[str, Any]) -> Culprit:
+    source = {name: value for name, value in data["source"].items() if name != "expression"}
+    culprit = Culprit(**{**data, "source": Source(**source), "operands": (), "output": None})
+    return replace(
+        culprit,
+        operands=tuple(Extremes(**operand) for operand in data["operands"]),
+        output=None if data["output"] is None else Extremes(**data["output"]),
+    )
