@@ -438,7 +438,9 @@ class GuardCallback:
             to_device=partial(_to_device, trainer),
             precision=_precision(trainer),
         )
-        faulty = read_configuration(pl_module, optimizer, size)
+        faulty = read_configuration(
+            pl_module, optimizer, size, gradient_clip=_gradient_clip(trainer, pl_module)
+        )
         faulty["learning_rate"] = self._guard_start_rate(optimizer, faulty["learning_rate"])
         session.searching(fault)
         try:
@@ -528,6 +530,15 @@ def _unscaled(loss: Tensor, trainer: Any) -> Tensor:
         return loss
     scaled_one: Tensor = scaler.scale(loss.new_ones(()))
     return loss / scaled_one
+
+
+def _gradient_clip(trainer: Any, pl_module: Any) -> float | None:
+    """The norm that the Trainer clips gradients to, 0 if it does not; None if it does otherwise."""
+    algorithm = getattr(trainer.gradient_clip_algorithm, "value", trainer.gradient_clip_algorithm)
+    is_own = not _is_lightnings(type(pl_module).configure_gradient_clipping)
+    if is_own or algorithm not in (None, "norm"):
+        return None
+    return trainer.gradient_clip_val or 0
 
 
 def _precision(trainer: Any) -> Any:

@@ -59,6 +59,9 @@ class Restart:
             # count beyond its end; without any, a module that asks for it would get None.
             config.scheduler = ConstantLR(trainer.optimizers[0], factor=1.0, total_iters=0)
             config.reduce_on_plateau, config.monitor = False, None
+        clip = self._configuration.get("gradient_clip")
+        if clip is not None:
+            trainer.gradient_clip_val, trainer.gradient_clip_algorithm = clip or None, "norm"
         trainer.fit_loop.epoch_loop.batch_progress.is_last_batch = True
         # The epoch ends with a validation, as callbacks that monitor its metrics expect.
         self._val_check_batch = trainer.val_check_batch

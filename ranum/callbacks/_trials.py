@@ -70,7 +70,8 @@ class Trials:
                 like=self.optimizer,
             )
             batches, held_out = self._data(configuration.get("batch_size"), report.seed)
-            self._fit(model, optimizer, batches, report)
+            clip = configuration.get("gradient_clip") or math.inf
+            self._fit(model, optimizer, batches, report, clip)
             return self._score(model, held_out)
 
     def _fit(
@@ -79,8 +80,12 @@ class Trials:
         optimizer: torch.optim.Optimizer,
         batches: Iterator[tuple[int, Any]],
         report: Reporter,
+        clip: float,
     ) -> None:
-        """Trains for a number of samples, the same for every batch size, reporting ten times."""
+        """Trains for a number of samples, the same for every batch size, reporting ten times.
+
+        Gradients are clipped to the L2 norm `clip`.
+        """
         total = self._samples()
         seen, reported, losses = 0, 0, []
         for size, batch in batches:
@@ -89,6 +94,8 @@ class Trials:
             if loss is None:
                 raise ValueError("training_step returned no loss")
             loss.backward()
+            if clip < math.inf:
+                nn.utils.clip_grad_norm_(model.parameters(), clip)
             optimizer.step()
             losses.append(float(loss.detach()))
             seen += size

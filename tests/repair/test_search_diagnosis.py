@@ -10,6 +10,7 @@ from ranum.guards.types import Finding
 from ranum.repair.search import SearchSpace
 from ranum.repair.search.diagnosis import EDITS, edits, order, verdict
 from ranum.repair.search.minimize import minimize
+from ranum.repair.search.normalization import NORMALIZATIONS
 from ranum.repair.search.surgery import ACTIVATIONS, INITIALIZATIONS, OPTIMIZERS
 
 FAULTY = {
@@ -42,7 +43,13 @@ def test_edits_stay_in_the_space_are_few_changes_and_come_once(symptom):
 
 @pytest.mark.parametrize("symptom", EDITS)
 def test_edits_are_of_a_kind_that_the_surgery_knows(symptom):
-    known = {"activation": ACTIVATIONS, "initialization": INITIALIZATIONS, "optimizer": OPTIMIZERS}
+    known = {
+        "activation": ACTIVATIONS,
+        "initialization": INITIALIZATIONS,
+        "normalization": NORMALIZATIONS,
+        "optimizer": OPTIMIZERS,
+        "gradient_clip": SearchSpace().gradient_clip,
+    }
     for change in (change for edit in EDITS[symptom] for change in edit):
         assert (
             change.factor is not None

@@ -39,7 +39,15 @@ class FirstOrLow:
 def only(**values):
     """A space that searches nothing but `values`."""
     nothing = dict.fromkeys(
-        ("learning_rate", "optimizer", "batch_size", "initialization", "activation")
+        (
+            "learning_rate",
+            "optimizer",
+            "batch_size",
+            "initialization",
+            "activation",
+            "normalization",
+            "gradient_clip",
+        )
     )
     return SearchSpace(**{**nothing, **values})
 

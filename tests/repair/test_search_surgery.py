@@ -70,6 +70,8 @@ def test_a_configuration_is_read():
         "batch_size": 32,
         "initialization": "keep",
         "activation": "ReLU",
+        "normalization": "none",
+        "gradient_clip": None,
     }
 
 

@@ -9,7 +9,15 @@ from typing import Any, Protocol
 
 from ranum.errors import ArgumentError
 
-_BUILT_IN = ("learning_rate", "optimizer", "activation", "initialization", "batch_size")
+_BUILT_IN = (
+    "learning_rate",
+    "optimizer",
+    "activation",
+    "initialization",
+    "batch_size",
+    "normalization",
+    "gradient_clip",
+)
 _DIGITS = 3  # significant digits of a sampled number: a patch is read by a person
 
 
@@ -100,17 +108,19 @@ class SearchSpace:
         initialization: How weights are drawn again, see `surgery.apply_configuration`: "keep"
             leaves them as the model's constructor drew them, "default" asks each layer.
         activation: Names of classes in `torch.nn` that replace the hidden activations.
+        normalization: "BatchNorm" adds it behind every hidden layer of a model that has none.
+        gradient_clip: L2 norms that all gradients together are clipped to; 0 does not clip.
         extra: Your own values by name. A list or tuple holds choices; a mapping with `low`
             and `high`, and optionally `log`, is a range (of whole numbers if both ends are):
             `{"dropout": {"low": 0.0, "high": 0.5}, "schedule": ["none", "cosine"]}`.
 
-    Each of the first five may be None or empty, which leaves that value alone.
+    Each of the first seven may be None or empty, which leaves that value alone.
 
     Raises:
         ArgumentError: If a range or a choice is not one, or nothing is left to search.
 
     Example:
-        >>> SearchSpace(optimizer=("Adam", "SGD"), batch_size=None).names()
+        >>> SearchSpace(batch_size=None, normalization=None, gradient_clip=None).names()
         ('learning_rate', 'optimizer', 'activation', 'initialization')
     """
 
@@ -133,13 +143,15 @@ class SearchSpace:
         "SiLU",
         "Tanh",
     )
+    normalization: tuple[str, ...] | None = ("none", "BatchNorm")
+    gradient_clip: tuple[float, ...] | None = (0, 0.1, 1.0, 10.0)
     extra: Mapping[str, Sequence[Any] | Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.learning_rate:
             ends = _range("learning_rate", _ends(self.learning_rate))
             object.__setattr__(self, "learning_rate", (ends.low, ends.high))
-        for name in ("optimizer", "initialization", "activation"):
+        for name in ("optimizer", "initialization", "activation", "normalization"):
             if getattr(self, name):
                 choices = _choices(name, getattr(self, name), str, "names")
                 object.__setattr__(self, name, choices)
@@ -148,6 +160,11 @@ class SearchSpace:
             if min(sizes) < 1:
                 raise ArgumentError(f"batch_size must be at least 1; got {min(sizes)}.")
             object.__setattr__(self, "batch_size", sizes)
+        if self.gradient_clip:
+            norms = _choices("gradient_clip", self.gradient_clip, (int, float), "numbers")
+            if not all(math.isfinite(norm) and norm >= 0 for norm in norms):
+                raise ArgumentError(f"gradient_clip must hold numbers from 0 up; got {norms!r}.")
+            object.__setattr__(self, "gradient_clip", norms)
         if not isinstance(self.extra, Mapping):
             raise ArgumentError(
                 f"extra must map your names to choices or ranges; got {self.extra!r}."
@@ -275,7 +292,9 @@ def _require_plain(name: str, value: Any) -> None:
         )
 
 
-def _choices(name: str, given: Any, kind: type | None, what: str) -> tuple[Any, ...]:
+def _choices(
+    name: str, given: Any, kind: type | tuple[type, ...] | None, what: str
+) -> tuple[Any, ...]:
     if isinstance(given, (str, bytes)) or not isinstance(given, Sequence):
         raise ArgumentError(
             f"{name} must be a list of {what}; got {given!r}. Write [{given!r}] for a single one."

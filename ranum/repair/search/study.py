@@ -41,7 +41,15 @@ PRUNE_AFTER = 0.25
 
 _ATTEMPTS = 20  # proposals of Optuna that were known before it counts as out of ideas
 
-_UNDO_LAST = ("batch_size", "initialization", "activation", "optimizer", "learning_rate")
+_UNDO_LAST = (
+    "normalization",
+    "gradient_clip",
+    "batch_size",
+    "initialization",
+    "activation",
+    "optimizer",
+    "learning_rate",
+)
 
 Train = Callable[[dict[str, Any], Reporter], float]
 

@@ -16,6 +16,12 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import is_parametrized
 
 from ranum.errors import ArgumentError
+from ranum.repair.search.normalization import (
+    NORMALIZATIONS,
+    add_normalization,
+    read_normalization,
+    remove_normalization,
+)
 
 ACTIVATIONS: Mapping[str, type[nn.Module]] = {
     kind.__name__: kind
@@ -105,7 +111,11 @@ class ModelEdit:
 
 
 def read_configuration(
-    model: nn.Module, optimizer: torch.optim.Optimizer, batch_size: int | None = None
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch_size: int | None = None,
+    *,
+    gradient_clip: float | None = None,
 ) -> dict[str, Any]:
     """The configuration that a model and its optimizer stand for.
 
@@ -115,11 +125,14 @@ def read_configuration(
         optimizer: Gives its class and the learning rate of its first group, before any
             scheduler.
         batch_size: Samples per batch, if it may change.
+        gradient_clip: L2 norm that all gradients together are clipped to, 0 if they are not; if
+            it may change.
 
     Returns:
         Plain values for `repair_configuration`. A value is None where there is nothing to
         change, and a search leaves it alone: `activation` if the model has no hidden activation
-        module, `batch_size` if none was given. `initialization` is "keep".
+        module, `normalization` if it has layers of its own for that, `batch_size` and
+        `gradient_clip` if none was given. `initialization` is "keep".
     """
     return {
         "learning_rate": _base_rate(optimizer.param_groups[0]),
@@ -127,17 +140,19 @@ def read_configuration(
         "batch_size": batch_size,
         "initialization": "keep",
         "activation": _hidden_activation(model),
+        "normalization": read_normalization(model),
+        "gradient_clip": gradient_clip,
     }
 
 
 def apply_configuration(
     model: nn.Module, configuration: Mapping[str, Any], *, seed: int | None = None
 ) -> ModelEdit:
-    """Swaps activations and draws weights again, in place.
+    """Swaps activations, adds normalization and draws weights again, in place.
 
-    Reads `activation` and `initialization`, if they are there and not None; the rest of a
-    configuration concerns the optimizer and the data. An optimizer must be built afterwards if
-    weights came or went, as they do with PReLU.
+    Reads `activation`, `normalization` and `initialization`, if they are there and not None; the
+    rest of a configuration concerns the optimizer and the data. An optimizer must be built
+    afterwards if weights came or went, as they do with PReLU and with normalization.
 
     Activations: modules of the class that most hidden activations have are replaced, unless it
     is the class wanted; others are the model's own choice and stay. A last activation, an
@@ -149,6 +164,9 @@ def apply_configuration(
     the weights tied to them, parametrized layers and bare parameters stay, except that "default"
     asks every layer that can draw its own. Weights trained beforehand are lost: leave
     `initialization` out of the space when fine-tuning.
+
+    Normalization: "BatchNorm" normalizes the output of every linear layer and convolution but the
+    last, by a part of that layer called `added_normalization`; names of parameters stay.
 
     Args:
         model: Changed in place; mode, devices and dtypes stay.
@@ -173,17 +191,28 @@ def apply_configuration(
         raise ArgumentError(
             f"initialization must be one of {', '.join(INITIALIZATIONS)}; got {initialization!r}."
         )
-    lazy = [name for name, p in model.named_parameters() if isinstance(p, UninitializedParameter)]
-    if initialization != "keep" and lazy:
+    normalization = configuration.get("normalization")
+    if normalization is not None and normalization not in NORMALIZATIONS:
         raise ArgumentError(
-            f"model must have seen a batch before its weights can be drawn again: {lazy[0]!r} has "
-            "no shape yet. Run it once."
+            f"normalization must be one of {', '.join(NORMALIZATIONS)}; got {normalization!r}."
+        )
+    has = read_normalization(model)
+    if has is None or normalization is None:
+        normalization = has
+    lazy = [name for name, p in model.named_parameters() if isinstance(p, UninitializedParameter)]
+    if (initialization != "keep" or normalization != has) and lazy:
+        raise ArgumentError(
+            f"model must have seen a batch before its weights can be drawn again or normalized: "
+            f"{lazy[0]!r} has no shape yet. Run it once."
         )
     changes: list[str] = []
     restore: list[Callable[[], None]] = []
     present = _hidden_activation(model)
     if activation is not None and present is not None and activation != present:
         _swap(model, present, activation, changes, restore)
+    if normalization != has:
+        change = add_normalization if has == "none" else remove_normalization
+        change(model, changes, restore)
     if initialization != "keep":
         with _seeded(model, seed):
             _redraw(model, initialization, changes, restore)
