@@ -341,6 +341,33 @@ def test_a_patch_is_undone_if_anything_after_it_fails(pl, tmp_path, monkeypatch)
     assert all(seen)
 
 
+def test_a_search_may_find_that_clipping_is_enough(pl, tmp_path):
+    pytest.importorskip("optuna")
+    from ranum import SearchSpace
+
+    def steep(lit: Any, batch: Any) -> Any:
+        return lit.net(batch[0]).square().square().mean() + 1e3 * lit.net(batch[0]).abs().mean()
+
+    only_clip = SearchSpace(
+        learning_rate=None,
+        optimizer=None,
+        batch_size=None,
+        initialization=None,
+        activation=None,
+        normalization=None,
+        gradient_clip=(0, 1e-3, 1.0),
+    )
+    guard = callback(pl, search=only_clip, search_budget=4, on_fault=("repair",))
+    lit = module(pl, steep, lambda lit: torch.optim.SGD(lit.parameters(), lr=0.5))
+    run = trainer(pl, tmp_path, guard, max_epochs=2)
+    assert not run.gradient_clip_val
+    run.fit(lit, loader(batches=20, size=8))
+    assert guard.repair.is_repaired
+    assert set(guard.repair.patch) == {"gradient_clip"}
+    assert run.gradient_clip_val == guard.repair.configuration["gradient_clip"] > 0
+    assert finite(lit)
+
+
 def test_a_hopeless_configuration_is_searched_and_training_restarts(pl, tmp_path):
     pytest.importorskip("optuna")
 
