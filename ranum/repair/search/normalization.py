@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -76,7 +76,8 @@ def add_normalization(
         is_linear = isinstance(layer, nn.Linear)
         features: Any = layer.out_features if is_linear else layer.out_channels
         added = AddedBatchNorm(features, -1 if is_linear else 1)
-        added.to(device=layer.weight.device, dtype=layer.weight.dtype).train(layer.training)
+        weight: Any = layer.weight
+        added.to(device=weight.device, dtype=weight.dtype).train(layer.training)
         layer.add_module(NAME, added)
         hook = layer.register_forward_hook(_normalize)
         restore.append(partial(_remove, layer, hook))
@@ -107,7 +108,7 @@ def _remove(layer: nn.Module, hook: Any) -> None:
         delattr(layer, NAME)
 
 
-def _hidden_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
+def _hidden_layers(model: nn.Module) -> Sequence[tuple[str, nn.Module]]:
     """Linear layers and convolutions in the order they are registered, but the last one.
 
     Attention's projections are left out: it reads their weights without running them.
