@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ranum._untouched import distinct
-from ranum.guards._memory import Pairs, copy_all, copy_fused, groups
+from ranum.guards._memory import Pairs, copy_all, copy_fused, groups, own_part
 
 SMALL_BUFFER = 1 << 16
 """Elements up to which a buffer is copied every step whatever its version says.
@@ -59,7 +58,7 @@ class BufferCopies:
         pairs: Pairs = []
         self._saved, self._large, self.floats = [], [], []
         for number, (_, name, buffer) in enumerate(places):
-            live = None if buffer is None else distinct(buffer.detach())
+            live = None if buffer is None else own_part(buffer)
             saved = None if live is None else torch.empty_like(live)
             self._saved.append(saved)
             if live is None or saved is None:
@@ -79,7 +78,7 @@ class BufferCopies:
         for (table, name, buffer), saved in zip(self._places, self._saved, strict=True):
             table[name] = buffer
             if buffer is not None and saved is not None:
-                pairs.append((distinct(buffer.detach()), saved))
+                pairs.append((own_part(buffer), saved))
         copy_all(pairs)
 
 

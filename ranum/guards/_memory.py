@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ranum._untouched import distinct
+from ranum.guards._shards import Layout, layout_of, local
 
 Pairs = list[tuple[Tensor, Tensor]]
 """(target, source)."""
@@ -17,9 +18,20 @@ Pairs = list[tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """Stands for a tensor in saved data; plain tensors there belong to somebody else."""
+    """Stands for a tensor in saved data; plain tensors there belong to somebody else.
+
+    Attributes:
+        tensor: The values; of a sharded tensor, those that this process holds.
+        layout: How the tensor is spread over processes; None if it is not.
+    """
 
     tensor: Tensor
+    layout: Layout | None = None
+
+    def fresh(self) -> Tensor:
+        """A new tensor with these values."""
+        part = self.tensor.clone()
+        return part if self.layout is None else self.layout.of(part)
 
 
 class Memory:
@@ -38,12 +50,13 @@ class Memory:
 
     def store(self, live: Tensor) -> Copy:
         """Memory that holds the values of `live` after `flush`."""
-        live = distinct(live.detach())
+        layout = layout_of(live)
+        live = own_part(live)
         free = self._free.get(_kind(live))
         saved = free.pop() if free else torch.empty_like(live)
         self._used.append(saved)
         self._pending.append((saved, live))
-        return Copy(saved)
+        return Copy(saved, layout)
 
     def flush(self) -> None:
         """Copies what was stored, and frees memory that this take has no use for."""
@@ -94,5 +107,10 @@ def fits(live: Any, saved: Tensor) -> bool:
     return (
         isinstance(live, Tensor)
         and live.dtype == saved.dtype
-        and distinct(live.detach()).shape == saved.shape
+        and own_part(live).shape == saved.shape
     )
+
+
+def own_part(live: Tensor) -> Tensor:
+    """What of a tensor is this process's to read and write, in the same memory."""
+    return distinct(local(live.detach()))

@@ -21,6 +21,7 @@ from ranum.errors import ArgumentError, RanumError
 from ranum.guards._buffers import BufferCopies, buffers, tables
 from ranum.guards._memory import Copy, Memory, Pairs, copy_all, fits
 from ranum.guards._settings import Settings, Stateful, own_copy
+from ranum.guards._shards import local, shard_again
 
 __all__ = ["Snapshots", "Stateful", "as_optimizers"]
 
@@ -140,6 +141,7 @@ class Snapshots:
         """
         if not self.is_ready:
             raise RanumError("the model has uninitialised lazy parameters: run a batch first.")
+        shard_again(self.model)
         snapshot = self._slot()
         memory = snapshot.memory
         memory.recycle()
@@ -260,6 +262,7 @@ class Snapshots:
             raise RanumError("there is no snapshot to go back to.")
         depth = min(depth, len(snapshots) - 1)
         snapshot = snapshots[depth]
+        shard_again(self.model)
         self._check(snapshot)
         for _ in range(min(depth, len(self._ring))):
             self._spare.append(self._ring.popleft())
@@ -275,7 +278,7 @@ class Snapshots:
             self._load(optimizer, state, pairs, known)
         # `data`, not `detach`: with several optimizers a graph may still be waiting for its
         # backward pass, which would raise if it saw its parameters change.
-        copy_all([(distinct(target.data), source) for target, source in pairs])
+        copy_all([(distinct(local(target.data)), source) for target, source in pairs])
         for other, saved in zip(self._others(), snapshot.others, strict=True):
             other.load_state_dict(self._copied(saved, known))
         if snapshot.random is not None:
@@ -307,7 +310,7 @@ class Snapshots:
             elif fits(table.get(name), value.tensor):
                 pairs.append((table[name], value.tensor))
             else:
-                table[name] = value.tensor.clone()
+                table[name] = value.fresh()
 
         for group, (_, values) in zip(optimizer.param_groups, saved.groups, strict=True):
             for name, value in values.items():

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ranum.errors import ArgumentError, RanumWarning
+from ranum.guards._shards import any_sharded, local, whole_norms
 from ranum.guards.types import ActivationReading, Reading
 
 _RECTIFIERS = (nn.ReLU, nn.ReLU6)
@@ -398,21 +399,25 @@ def _dead_share(output: Tensor, channels_first: bool) -> Tensor | None:
     return (output <= 0).float().mean()
 
 
-def _norms(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """L2 norm of each tensor, fused by device and dtype, in at least float32."""
+def _norms(tensors: Sequence[Tensor], wide: torch.dtype | None = None) -> list[Tensor]:
+    """L2 norm of each tensor, fused by device and dtype, in at least float32.
+
+    Of tensors that are spread over processes, that of the whole: collective then.
+    """
+    parts = [local(tensor) for tensor in tensors] if any_sharded(tensors) else tensors
     groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
-    for index, tensor in enumerate(tensors):
+    for index, tensor in enumerate(parts):
         groups.setdefault((tensor.device, tensor.dtype), []).append(index)
-    norms: list[Tensor] = list(tensors)
+    norms: list[Tensor] = list(parts)
     for (_, dtype), indices in groups.items():
-        wide = torch.float32 if dtype in (torch.float16, torch.bfloat16) else None
+        least = torch.float32 if dtype in (torch.float16, torch.bfloat16) else None
         for index, norm in zip(
             indices,
-            torch._foreach_norm([tensors[index] for index in indices], 2, dtype=wide),
+            torch._foreach_norm([parts[index] for index in indices], 2, dtype=wide or least),
             strict=True,
         ):
             norms[index] = norm
-    return norms
+    return norms if parts is tensors else whole_norms(tensors, norms)
 
 
 def _total(norms: Sequence[float]) -> float:
@@ -436,6 +441,8 @@ def _host(tensors: Sequence[Tensor]) -> list[float]:
 
 def _scaled_norm(gradients: Sequence[Tensor], norm: float) -> float:
     """The norm without overflow; `norm` if a gradient really is not finite."""
+    if any_sharded(gradients):
+        return _total(_host(_norms(gradients, torch.float64)))
     largest = max(
         (float(gradient.abs().max()) for gradient in gradients if gradient.numel()), default=0.0
     )

@@ -1,0 +1,81 @@
+"""Several processes that train one model: what they must share so that all decide alike.
+
+Every function here that takes a value is collective: all processes must call it, in the same
+order. The guard does so after a fault only, and where a snapshot is looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
+
+_T = TypeVar("_T")
+
+
+def is_shared() -> bool:
+    """True if several processes train together, which must decide alike."""
+    if not distributed.is_available() or not distributed.is_initialized():
+        return False
+    return distributed.get_world_size() > 1
+
+
+def rank() -> int:
+    """The number of this process; 0 where there is only one."""
+    return distributed.get_rank() if is_shared() else 0
+
+
+def agree(answer: bool) -> bool:
+    """True if all processes answer True; each must be asked."""
+    return _reduced(float(answer), distributed.ReduceOp.MIN) > 0 if is_shared() else answer
+
+
+def largest(value: float) -> float:
+    """The largest of all processes' values."""
+    return _reduced(value, distributed.ReduceOp.MAX) if is_shared() else value
+
+
+def gathered(value: _T) -> list[_T]:
+    """The values of all processes, by rank; anything that pickles."""
+    if not is_shared():
+        return [value]
+    values: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(values, value)
+    return values
+
+
+def _reduced(value: float, how: Any) -> float:
+    device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
+    tensor = torch.tensor(value, device=device)
+    distributed.all_reduce(tensor, how)
+    return float(tensor)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Replicas run without talking to each other, for a step that is run again.
+
+    Neither buffers nor gradients are exchanged by any `DistributedDataParallel`, so that a replay
+    cannot hang where another process does not take part in it, and shows this process's own
+    gradients. The wrapper may be out of reach (only what it wraps is given to a guard): its class
+    is changed for the time. Collectives of the model's own (SyncBatchNorm) go on.
+    """
+    usual: Callable[..., Any] = DistributedDataParallel.forward
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        before = (self.require_backward_grad_sync, self.require_forward_param_sync)
+        self.require_backward_grad_sync = self.require_forward_param_sync = False
+        try:
+            return usual(self, *args, **kwargs)
+        finally:
+            self.require_backward_grad_sync, self.require_forward_param_sync = before
+
+    DistributedDataParallel.forward = forward  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        DistributedDataParallel.forward = usual  # type: ignore[method-assign]
