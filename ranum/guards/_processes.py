@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
+
+from ranum.guards.types import Culprit
 
 _T = TypeVar("_T")
 
@@ -46,6 +49,26 @@ def gathered(value: _T) -> list[_T]:
     values: list[Any] = [None] * distributed.get_world_size()
     distributed.all_gather_object(values, value)
     return values
+
+
+def first_culprit(found: Culprit | None) -> Culprit | None:
+    """The culprit for all: that of the first process that has one.
+
+    A process that was sent bad numbers by another one sees an argument of the exchange; whoever
+    can name a batch, a weight or an operator goes before it. Data and weights that not all
+    processes name are said to be that one's.
+    """
+    everyone = gathered(found)
+    named = [(one.name.startswith("argument "), n) for n, one in enumerate(everyone) if one]
+    if not named:
+        return None
+    number = min(named)[1]
+    culprit = everyone[number]
+    if culprit is None or not culprit.name:
+        return culprit
+    if all(one is not None and one.name == culprit.name for one in everyone):
+        return culprit
+    return replace(culprit, name=f"{culprit.name} of process {number}")
 
 
 def _reduced(value: float, how: Any) -> float:

@@ -67,7 +67,7 @@ class SnapshotStore(Protocol):
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """Of the snapshots that `restore` can reach, oldest first."""
+        """Of the snapshots that `restore` can reach, newest first."""
 
     @property
     def latest_step(self) -> int | None:
@@ -174,6 +174,8 @@ class GuardBase:
         self._health = Health()
         self._cuts: list[tuple[int, float]] = []
         self._candidate: int | None = None
+        self._due: int | None = None
+        self._has_first = False
         self._went_back = False
         self._next_snapshot = self._step
         self._marks: dict[int, Any] = {}
@@ -207,20 +209,22 @@ class GuardBase:
             The step gone back to; None, with nothing changed, if there is no snapshot or it
             does not fit the model any more.
         """
-        if self._snapshots.latest_step is None:
+        steps = self._common(self._sound_steps())
+        if not steps:
             return None
-        steps = self._snapshots.steps
-        mark = self._marks.get(steps[min(depth, len(steps) - 1)])
+        step = steps[min(depth, len(steps) - 1)]
+        mark = self._marks.get(step)
         can_rewind = rewind and mark is not None
         can_rewind = can_rewind and self._agree(self._position.can_go_back(mark))
         try:
             if can_rewind:
                 self._position.go_back(mark)
-            back_to = self._snapshots.restore(depth)
+            back_to = self._snapshots.restore(self._snapshots.steps.index(step))
         except RanumError as error:
             if self.strict:
                 raise
             self._snapshots.clear()
+            self._has_first = False
             self._report("going back", error, "New snapshots will be taken.")
             return None
         self._cut_again(back_to)
@@ -285,13 +289,18 @@ class GuardBase:
         # Of several processes each has a memory of its own; they must take snapshots alike.
         is_full = self._position.is_nearly_full and not self._is_shared()
         is_due = (self._step >= self._next_snapshot or is_full) and self._health.is_good
-        if (self._snapshots.latest_step is None or is_due) and self._snapshots.is_ready:
-            self._snapshots.take(self._step)
-            self._candidate = self._step
+        if (not self._has_first or is_due) and self._snapshots.is_ready:
+            self._has_first, self._due = True, self._step
             self._next_snapshot = self._step + self.snapshot_every
-            self._mark()
+            # One that cannot be taken leaves the older ones, and the buffers, as they are.
+            self._contained("taking snapshots", self._take)
         self._snapshots.take_buffers()
         self._here = self._position.mark()
+
+    def _take(self) -> None:
+        self._snapshots.take(self._step)
+        self._candidate = self._step
+        self._mark()
 
     def _mark(self) -> None:
         """Notes where in the data the newest snapshot was taken."""
@@ -308,7 +317,7 @@ class GuardBase:
             withheld: The fault for which the device has left the step out already; used where no
                 symptom finds one.
         """
-        if self._candidate == self._step and not reading.bad_state:
+        if self._due == self._step and not reading.bad_state:
             bad = next(iter(self._contained("snapshots", self._snapshots.bad_in_latest) or ()), "")
             if not self._agree(not bad):
                 reading = replace(reading, bad_state=bad or "the state of another process")
@@ -366,9 +375,7 @@ class GuardBase:
                 name=reading.bad_state,
             )
         elif not is_finite(reading):
-            found = self._contained("the culprit search", self._find_culprit)
-            culprit, is_transient = found or (None, False)
-            is_transient = self._agree(is_transient)
+            culprit, is_transient = self._culprit()
             self._withhold()
             saved = self._contained("incident files", lambda: self._save(finding, reading, culprit))
             file = str(saved or "")
@@ -421,6 +428,12 @@ class GuardBase:
     def _withhold(self) -> None:
         """Makes sure that the step at hand leaves no trace in the weights."""
 
+    def _culprit(self) -> tuple[Culprit | None, bool]:
+        """What `_find_culprit` finds, as all processes see it; (None, False) if it fails."""
+        found = self._contained("the culprit search", self._find_culprit)
+        culprit, is_transient = found or (None, False)
+        return culprit, self._agree(is_transient)
+
     def _find_culprit(self) -> tuple[Culprit | None, bool]:
         """The culprit; and True if the whole step was run again, and was finite."""
         return None, False
@@ -444,6 +457,14 @@ class GuardBase:
         """True if all processes answer True."""
         return answer
 
+    def _sound_steps(self) -> list[int]:
+        """Steps of the snapshots that can be gone back to, newest first."""
+        return list(self._snapshots.steps)
+
+    def _common(self, steps: list[int]) -> list[int]:
+        """Those that all processes have."""
+        return steps
+
     def leave_out_parts(self) -> list[int] | None:
         """Mends the gradients of this step: without the micro-batches that spoil them.
 
@@ -456,9 +477,13 @@ class GuardBase:
 
     # --- faults of our own -----------------------------------------------------------------
 
+    def _is_on(self, part: str) -> bool:
+        """False once a part has failed."""
+        return part not in self._off and ALL not in self._off
+
     def _contained(self, part: str, work: Callable[[], T]) -> T | None:
         """Runs a part; if it fails, reports it and switches it off. None if it is off."""
-        if part in self._off or ALL in self._off:
+        if not self._is_on(part):
             return None
         try:
             return work()

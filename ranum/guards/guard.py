@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from ranum.errors import ArgumentError
+from ranum.guards import _processes as processes
+from ranum.guards._shards import any_sharded
 from ranum.guards.base import ALL, Decision, GuardBase, T, TrainingStopped
 from ranum.guards.culprit import find_culprit
 from ranum.guards.health import is_finite
@@ -30,6 +32,7 @@ __all__ = ["Decision", "Guard", "Step", "TrainingStopped"]
 
 BATCHES_KEPT = 64
 """Micro-batches of one step that are kept for the replay; earlier ones are let go."""
+SEARCH = "the culprit search"
 INCIDENT_FILES = 8
 """Faulty steps of a run that are saved; more of them would tell little more."""
 
@@ -77,7 +80,11 @@ class Guard(GuardBase):
         incident_dir: Folder for the files of faulty steps that were not finite, at most eight of
             them (see `load_incident` and `ranum replay`); None writes none.
         agree: With several processes, True for all of them if it is called with True in all;
-            a reduction over `torch.distributed` by default. Only asked after a fault.
+            a reduction over `torch.distributed` by default. Only asked after a fault, and where a
+            snapshot is looked at.
+        backward: How a loss is differentiated: `fabric.backward`, `accelerator.backward`. What is
+            given here scales the loss itself, and its optimizers step through their scaler
+            themselves. `loss.backward()` by default.
 
     Raises:
         ArgumentError: If an argument breaks its rule.
@@ -102,7 +109,10 @@ class Guard(GuardBase):
         position: Position | None = None,
         incident_dir: str | Path | None = None,
         agree: Callable[[bool], bool] | None = None,
+        backward: Callable[[Tensor], Any] | None = None,
     ) -> None:
+        if backward is not None and not callable(backward):
+            raise ArgumentError(f"backward must be callable or None; got {backward!r}.")
         self.model = model
         self.optimizers = as_optimizers(optimizer)
         self.scaler = scaler
@@ -128,7 +138,8 @@ class Guard(GuardBase):
         self._watching: Any = None
         self._measured: Reading | None = None
         self._incident_dir = None if incident_dir is None else Path(incident_dir)
-        self._reduce = _agree if agree is None else agree
+        self.backward = backward
+        self._reduce = processes.agree if agree is None else agree
 
     def __repr__(self) -> str:
         return (
@@ -201,15 +212,15 @@ class Guard(GuardBase):
     def _unscale(self) -> None:
         if self.scaler is not None:
             for optimizer in self.optimizers:
-                self.scaler.unscale_(optimizer)
+                self.scaler.unscale_(_inmost(optimizer))
 
     def _update(self) -> None:
         for optimizer in self.optimizers:
-            if self.scaler is None:
+            if self.scaler is None or self.backward is not None:
                 optimizer.step()
             else:
                 self.scaler.step(optimizer)
-        if self.scaler is not None:
+        if self.scaler is not None and self.backward is None:
             self.scaler.update()
 
     # --- adapters --------------------------------------------------------------------------
@@ -299,7 +310,7 @@ class Guard(GuardBase):
         """
         parts = self._parts or [replay for _, replay in self._batches if replay is not None]
         count = len(self._parts) or len(self._batches)
-        if len(parts) < 2 or len(parts) < count or self.scaler is not None or _is_shared():
+        if len(parts) < 2 or len(parts) < count or self.scaler is not None or processes.is_shared():
             return None
         trained = [p for one in self.optimizers for g in one.param_groups for p in g["params"]]
         others = [p for p in self.model.parameters() if all(p is not one for one in trained)]
@@ -321,7 +332,7 @@ class Guard(GuardBase):
         return self._judge(reading)
 
     def _read(self, loss: Tensor | float | None, epoch: int) -> Reading:
-        if _is_shared():
+        if processes.is_shared():
             loss = None  # each process has its own; the gradients, which are shared, decide
         return self._reader.read(
             step=self._step,
@@ -329,7 +340,7 @@ class Guard(GuardBase):
             optimizer=self.optimizers,
             epoch=epoch,
             # Of several processes each has statistics of its own; they must decide alike.
-            buffers=() if _is_shared() else self.snapshots.buffers_before,
+            buffers=() if processes.is_shared() else self.snapshots.buffers_before,
         )
 
     def _save(self, finding: Finding, reading: Reading, culprit: Culprit | None) -> Path | None:
@@ -348,6 +359,19 @@ class Guard(GuardBase):
             random=self.snapshots.random_before,
         )
 
+    def _culprit(self) -> tuple[Culprit | None, bool]:
+        if not processes.is_shared():
+            return super()._culprit()
+        # A replay of sharded layers is collective: all processes take part in it, or none does.
+        # That of a replica is not, so one whose search has failed does not keep the others.
+        replays = [replay for _, replay in self._batches]
+        can_run = all(replay is not None for replay in replays) and self._is_on(SEARCH)
+        if self._is_sharded and not self._agree(can_run):
+            self.withdraw_replays()
+        found = self._contained(SEARCH, self._find_culprit)
+        culprit, is_transient = found or (None, False)
+        return processes.first_culprit(culprit), self._agree(is_transient)
+
     def _find_culprit(self) -> tuple[Culprit | None, bool]:
         """The culprit; and True if the whole step was run again, and was finite."""
         batches = [batch for batch, _ in self._batches]
@@ -356,22 +380,32 @@ class Guard(GuardBase):
         def run() -> list[Any]:
             return [replay() for replay in replays]
 
-        culprit = find_culprit(
-            run if replays else None,
-            model=self.model,
-            batch=batches[0] if len(batches) == 1 else batches,
-            strict=True,
-        )
+        with processes.alone():
+            culprit = find_culprit(
+                run if replays else None,
+                model=self.model,
+                batch=batches[0] if len(batches) == 1 else batches,
+                strict=True,
+            )
         return culprit, culprit is None and len(replays) == len(batches)
+
+    @property
+    def _is_sharded(self) -> bool:
+        """True if other processes hold parts of the weights."""
+        return any_sharded(self.model.parameters())
 
     def _multiply_rates(self, factor: float) -> None:
         multiply_learning_rates(self.optimizers, self.snapshots.schedulers, factor)
 
     def _is_shared(self) -> bool:
-        return _is_shared()
+        return processes.is_shared()
 
     def _agree(self, answer: bool) -> bool:
         return self._reduce(answer)
+
+    def _common(self, steps: list[int]) -> list[int]:
+        everyone = processes.gathered(steps)
+        return [step for step in steps if all(step in others for others in everyone)]
 
     def _is_scaler_at_work(self, reading: Reading) -> bool:
         """True if the gradients are not finite because the scaler's scale is still too large."""
@@ -403,7 +437,8 @@ class Step:
     def __init__(self, guard: Guard) -> None:
         self.loss: Tensor | None = None
         self.decision: Decision | None = None
-        self._scaler = guard.scaler
+        self._scaler = None if guard.backward is not None else guard.scaler
+        self._differentiate = Tensor.backward if guard.backward is None else guard.backward
         self._calls: list[tuple[Any, tuple[Any, ...]]] = []
 
     def backward(self, loss: Tensor | Callable[..., Tensor], *args: Any) -> Tensor:
@@ -433,7 +468,7 @@ class Step:
             raise ArgumentError(f"loss must be a tensor; got {type(loss).__name__}.")
         self.loss = loss.detach()
         scaled = loss if self._scaler is None else self._scaler.scale(loss)
-        scaled.backward()
+        self._differentiate(scaled)
         return loss
 
     @property
@@ -456,18 +491,8 @@ class Step:
             self.loss = kept
 
 
-def _is_shared() -> bool:
-    """True if several processes train together, which must decide alike."""
-    if not distributed.is_available() or not distributed.is_initialized():
-        return False
-    return distributed.get_world_size() > 1
-
-
-def _agree(answer: bool) -> bool:
-    """True if all processes answer True; each must be asked."""
-    if not _is_shared():
-        return answer
-    is_nccl = distributed.get_backend() == "nccl"
-    flag = torch.tensor(float(answer), device="cuda" if is_nccl else "cpu")
-    distributed.all_reduce(flag, distributed.ReduceOp.MIN)
-    return bool(flag)
+def _inmost(optimizer: Any) -> Any:
+    """Torch's own optimizer inside a framework's wrappers: the one that a scaler knows."""
+    while hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    return optimizer

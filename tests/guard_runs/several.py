@@ -71,10 +71,11 @@ def train(way: str, fault: str, remedies: str, memory: str = "") -> dict[str, An
             out = out + torch.log(out.sum().relu() * 0).clamp(min=-1e30) * 1e30
         return nn.functional.cross_entropy(out, y)
 
-    for number, (x, y) in enumerate(guard.batches(loader)):
+    for number, batch in enumerate(guard.batches(loader)):
         if fault == "left" and number == AT:
             continue
         is_now = steps == AT and rank == 1
+        x, y = batch
         if is_now and fault == "data":
             x = x.clone()
             x[1, 2] = torch.nan
@@ -96,8 +97,7 @@ def train(way: str, fault: str, remedies: str, memory: str = "") -> dict[str, An
         "rates": [group["lr"] for group in optimizer.param_groups],
         "norms": [reading.grad_norm for reading in guard.history.readings],
         "incidents": [
-            [i.action, i.step, i.back_to, i.detail, str(i.culprit)]
-            for i in guard.history.incidents
+            [i.action, i.step, i.back_to, i.detail, str(i.culprit)] for i in guard.history.incidents
         ],
         "steps": steps,
     }

@@ -517,7 +517,7 @@ def fail(*args, **kwargs):
 
 
 BROKEN = [
-    ("snapshots", lambda m: m.setattr(Snapshots, "take", fail)),
+    ("taking snapshots", lambda m: m.setattr(Snapshots, "take", fail)),
     ("the guard", lambda m: m.setattr(guard_module.TorchReader, "read", fail)),
     ("the guard", lambda m: m.setattr(guard_module.TorchReader, "watch", fail)),
     ("the culprit search", lambda m: m.setattr(guard_module, "find_culprit", fail)),
@@ -538,6 +538,21 @@ def test_a_fault_inside_is_reported_once_and_training_goes_on(part, breakage, mo
     assert len(caught) == 1
     assert run.guard.history.internal_faults == [f"{part} failed: OSError: inside"]
     assert all(p.isfinite().all() for p in run.model.parameters())
+
+
+def test_a_snapshot_that_cannot_be_taken_leaves_the_older_ones(monkeypatch):
+    run = Run(strict=False, snapshot_every=6, remedies=[Rollback(1.0)])
+    run.step(*batch(0))
+    monkeypatch.setattr(Snapshots, "take", fail)
+    for i in range(1, 6):
+        run.step(*batch(i))
+    with pytest.warns(RanumWarning, match="taking snapshots failed"):
+        run.step(*batch(6))
+    for i in range(7, 10):
+        run.step(*batch(i))
+    run.step(*batch(10, torch.nan))
+    assert [(i.action, i.back_to) for i in run.guard.history.incidents] == [("rollback", 0)]
+    assert all(b.isfinite().all() for b in run.model.buffers())
 
 
 @pytest.mark.parametrize(("part", "breakage"), BROKEN)
