@@ -137,6 +137,7 @@ class GuardCallback:
         self._restart: Restart | None = None
         self._action = ""
         self._is_analysed = False
+        self._incident_dir: Path | None = None
 
     def __repr__(self) -> str:
         return (
@@ -213,6 +214,8 @@ class GuardCallback:
             return
         try:
             directory = self._directory(trainer)
+            # Of several processes the one to blame writes, not the one that reports.
+            self._incident_dir = None if trainer.fast_dev_run else directory / "incidents"
             self._session = Session(
                 directory=None if trainer.fast_dev_run else directory,
                 writer=None if trainer.fast_dev_run else _summary_writer(trainer),
@@ -365,14 +368,14 @@ class GuardCallback:
         self._allowed = self.on_fault
         if trainer.world_size == 1:
             return
-        is_replicated = type(trainer.strategy).__name__ == "DDPStrategy"
+        is_known = type(trainer.strategy).__name__ in ("DDPStrategy", "ModelParallelStrategy")
         self._allowed = tuple(
-            name for name in self.on_fault if is_replicated and name in ("retry", "rollback")
+            name for name in self.on_fault if is_known and name in ("retry", "skip", "rollback")
         )
         what = (
             "only gradients, which all processes share, are judged, and the ways back are "
-            "'retry' and 'rollback'"
-            if is_replicated
+            "'retry', 'skip' and 'rollback'"
+            if is_known
             else f"{type(trainer.strategy).__name__} is not known; a fault stops training"
         )
         warnings.warn(RanumWarning(f"Ranum: with several processes {what}."), stacklevel=2)
@@ -404,7 +407,7 @@ class GuardCallback:
             strict=self.strict,
             history=None if former is None else former.history,
             position=self._position,
-            incident_dir=session.incident_dir,
+            incident_dir=self._incident_dir,
         )
 
     def _remedies(self, trainer: Any, pl_module: Any) -> list[Remedy]:

@@ -51,8 +51,8 @@ def gathered(value: _T) -> list[_T]:
     return values
 
 
-def first_culprit(found: Culprit | None) -> Culprit | None:
-    """The culprit for all: that of the first process that has one.
+def first_culprit(found: Culprit | None) -> tuple[Culprit | None, int]:
+    """The culprit for all, that of the first process that has one; and the process's number.
 
     A process that was sent bad numbers by another one sees an argument of the exchange; whoever
     can name a batch, a weight or an operator goes before it. Data and weights that not all
@@ -61,14 +61,14 @@ def first_culprit(found: Culprit | None) -> Culprit | None:
     everyone = gathered(found)
     named = [(one.name.startswith("argument "), n) for n, one in enumerate(everyone) if one]
     if not named:
-        return None
+        return None, 0
     number = min(named)[1]
     culprit = everyone[number]
     if culprit is None or not culprit.name:
-        return culprit
+        return culprit, number
     if all(one is not None and one.name == culprit.name for one in everyone):
-        return culprit
-    return replace(culprit, name=f"{culprit.name} of process {number}")
+        return culprit, number
+    return replace(culprit, name=f"{culprit.name} of process {number}"), number
 
 
 def _reduced(value: float, how: Any) -> float:

@@ -110,6 +110,14 @@ def whole_norms(tensors: Sequence[Tensor], parts: Sequence[Tensor]) -> list[Tens
     return norms
 
 
+def is_flattened(model: nn.Module) -> bool:
+    """True under FSDP1, whose parameters look like plain tensors, and are the parts at hand."""
+    module = sys.modules.get(_FSDP)
+    if module is None:
+        return False
+    return any(isinstance(one, module.FullyShardedDataParallel) for one in model.modules())
+
+
 def shard_again(model: nn.Module) -> None:
     """Sees to it that FSDP's modules hold their parts again, not the whole weights.
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ranum.errors import ArgumentError
 from ranum.guards import _processes as processes
-from ranum.guards._shards import any_sharded
+from ranum.guards._shards import any_sharded, is_flattened
 from ranum.guards.base import ALL, Decision, GuardBase, T, TrainingStopped
 from ranum.guards.culprit import find_culprit
 from ranum.guards.health import is_finite
@@ -78,7 +78,8 @@ class Guard(GuardBase):
         history: A history to go on from, of a guard before a restart.
         position: Where the run stands in its data; that of `batches` by default.
         incident_dir: Folder for the files of faulty steps that were not finite, at most eight of
-            them (see `load_incident` and `ranum replay`); None writes none.
+            them (see `load_incident` and `ranum replay`); None writes none. Of several processes
+            the one to blame writes; sharded models are not written.
         agree: With several processes, True for all of them if it is called with True in all;
             a reduction over `torch.distributed` by default. Only asked after a fault, and where a
             snapshot is looked at.
@@ -113,6 +114,11 @@ class Guard(GuardBase):
     ) -> None:
         if backward is not None and not callable(backward):
             raise ArgumentError(f"backward must be callable or None; got {backward!r}.")
+        if isinstance(model, nn.Module) and is_flattened(model):
+            raise ArgumentError(
+                "model must not be wrapped in FullyShardedDataParallel (FSDP1): its processes see "
+                "other gradients each and would not decide alike. Use fully_shard (FSDP2) or DDP."
+            )
         self.model = model
         self.optimizers = as_optimizers(optimizer)
         self.scaler = scaler
@@ -139,6 +145,7 @@ class Guard(GuardBase):
         self._measured: Reading | None = None
         self._incident_dir = None if incident_dir is None else Path(incident_dir)
         self.backward = backward
+        self._to_blame = 0
         self._reduce = processes.agree if agree is None else agree
 
     def __repr__(self) -> str:
@@ -348,6 +355,10 @@ class Guard(GuardBase):
         written = sum(bool(incident.file) for incident in self._incidents)
         if self._incident_dir is None or written >= INCIDENT_FILES or not self._batches:
             return None
+        if processes.is_shared() and processes.rank() != self._to_blame:
+            return None
+        if self._is_sharded:
+            return None  # what this process holds could not be put into a model again
         return save_incident(
             self._incident_dir / f"step-{reading.step}.pt",
             model=self.model,
@@ -370,7 +381,8 @@ class Guard(GuardBase):
             self.withdraw_replays()
         found = self._contained(SEARCH, self._find_culprit)
         culprit, is_transient = found or (None, False)
-        return processes.first_culprit(culprit), self._agree(is_transient)
+        culprit, self._to_blame = processes.first_culprit(culprit)
+        return culprit, self._agree(is_transient)
 
     def _find_culprit(self) -> tuple[Culprit | None, bool]:
         """The culprit; and True if the whole step was run again, and was finite."""

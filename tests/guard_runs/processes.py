@@ -30,6 +30,7 @@ def in_two_processes(name: str, folder: Path, *arguments: str, seconds: float = 
         "MASTER_PORT": str(port),
         "WORLD_SIZE": "2",
         "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(sys.path),
     }
     logs = [folder / f"{rank}.log" for rank in (0, 1)]
     processes = []

@@ -85,22 +85,29 @@ def train(way: str, fault: str, remedies: str, memory: str = "") -> dict[str, An
             if steps == AT and fault == "gradient":
                 model[0].weight.grad[0, 0] = torch.nan
             if is_now and fault == "shard":
-                model[0].weight.grad.to_local()[0, 0] = torch.nan
+                own = next(p for p in model.parameters() if p.grad is not None and part(p).numel())
+                part(own.grad).view(-1)[0] = torch.nan
         steps += 1
         if step.decision is not None and (step.decision.proceed or guard.is_rewound):
             scheduler.step()
-    state = [*model.state_dict().values(), torch.get_rng_state()]
+    state = [*model.parameters(), *model.buffers(), torch.get_rng_state()]
     state += [value for entries in optimizer.state.values() for value in entries.values()]
     return {
         "all": digest(state),
         "weights": digest([whole(p) for p in model.parameters()]),
         "rates": [group["lr"] for group in optimizer.param_groups],
-        "norms": [reading.grad_norm for reading in guard.history.readings],
+        "norms": [repr(reading.grad_norm) for reading in guard.history.readings],
         "incidents": [
             [i.action, i.step, i.back_to, i.detail, str(i.culprit)] for i in guard.history.incidents
         ],
         "steps": steps,
     }
+
+
+def part(tensor: Any) -> Tensor:
+    """What this process holds of a tensor."""
+    found: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return found.detach()
 
 
 def whole(tensor: Any) -> Tensor:
@@ -111,8 +118,7 @@ def whole(tensor: Any) -> Tensor:
 
 def digest(tensors: Any) -> str:
     """Of the bits that this process holds."""
-    parts = [t.to_local() if hasattr(t, "to_local") else t for t in tensors]
-    data = b"".join(part.detach().numpy().tobytes() for part in parts)
+    data = b"".join(part(tensor).numpy().tobytes() for tensor in tensors)
     return hashlib.sha256(data).hexdigest()
 
 

@@ -540,6 +540,17 @@ def test_a_fault_inside_is_reported_once_and_training_goes_on(part, breakage, mo
     assert all(p.isfinite().all() for p in run.model.parameters())
 
 
+def test_the_older_fsdp_is_refused():
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    model = nn.Sequential(nn.Linear(2, 2))
+    wrapped = FullyShardedDataParallel.__new__(FullyShardedDataParallel)  # needs an accelerator
+    nn.Module.__init__(wrapped)
+    model.append(wrapped)
+    with pytest.raises(ArgumentError, match="model must not be wrapped .* Use fully_shard"):
+        Guard(model, torch.optim.SGD(model[0].parameters(), lr=0.1))
+
+
 def test_a_snapshot_that_cannot_be_taken_leaves_the_older_ones(monkeypatch):
     run = Run(strict=False, snapshot_every=6, remedies=[Rollback(1.0)])
     run.step(*batch(0))
