@@ -547,7 +547,7 @@ def test_the_older_fsdp_is_refused():
     wrapped = FullyShardedDataParallel.__new__(FullyShardedDataParallel)  # needs an accelerator
     nn.Module.__init__(wrapped)
     model.append(wrapped)
-    with pytest.raises(ArgumentError, match="model must not be wrapped .* Use fully_shard"):
+    with pytest.raises(ArgumentError, match=r"model must not be wrapped .* Use fully_shard"):
         Guard(model, torch.optim.SGD(model[0].parameters(), lr=0.1))
 
 
