@@ -141,13 +141,17 @@ def elu(x: Interval, alpha: float = 1, scale: float = 1, input_scale: float = 1)
 
 @transfer("gelu")
 def gelu(x: Interval, approximate: str = "none") -> Interval:
-    """`x Phi(x)`: falls to -0.17 at -0.75, then rises; NaN at -inf."""
+    """`x Phi(x)`: falls to -0.17 at -0.75, then rises; NaN at -inf.
+
+    Without an approximation also NaN at inf, which the kernels of some processors give.
+    """
 
     def function(data: Tensor) -> Tensor:
         return F.gelu(data, approximate=approximate)
 
     least = _GELU_LEAST[approximate]
-    return bent(function, x, [least], at_infinity=_RISING_TO_INFINITY, absolute=8)
+    result = bent(function, x, [least], at_infinity=_RISING_TO_INFINITY, absolute=8)
+    return result.with_nan() if approximate == "none" and x.high == math.inf else result
 
 
 @transfer("silu")
