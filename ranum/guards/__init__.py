@@ -8,6 +8,7 @@ from ranum.guards.guard import Guard, Step
 from ranum.guards.incident_file import IncidentFile, load_incident, save_incident
 from ranum.guards.readings import TorchReader
 from ranum.guards.recovery import (
+    ClipGradients,
     Fault,
     Ladder,
     Outcome,
@@ -32,6 +33,7 @@ from ranum.guards.types import (
 
 __all__ = [
     "ActivationReading",
+    "ClipGradients",
     "Culprit",
     "Decision",
     "Extremes",

@@ -7,13 +7,13 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from ranum.errors import ArgumentError, RanumError, RanumWarning
 from ranum.guards.health import Health, is_finite
 from ranum.guards.recovery import Fault, Ladder, Outcome, Remedy, default_remedies
 from ranum.guards.rewind import Position
-from ranum.guards.symptoms import CODES, Monitor, Symptom, default_symptoms
+from ranum.guards.symptoms import CODES, Monitor, Symptom, codes_of, default_symptoms
 from ranum.guards.types import Culprit, Extremes, Finding, History, Incident, Reading
 from ranum.source import UNKNOWN, Source
 
@@ -50,6 +50,7 @@ class Decision:
         incident: What was done; None if nothing had to be.
         stop: Training should end.
         restart: Training should start over: a remedy has prepared a new configuration.
+        leaves_out: Training goes on from the state before this batch, with the next one.
         reading: What was measured; None if measuring has been switched off.
         findings: What is new about it.
     """
@@ -58,6 +59,7 @@ class Decision:
     incident: Incident | None = None
     stop: bool = False
     restart: bool = False
+    leaves_out: bool = False
     reading: Reading | None = None
     findings: tuple[Finding, ...] = ()
 
@@ -116,6 +118,7 @@ class GuardBase:
         position: Where the run stands in its data.
         symptoms: As in `Guard`.
         remedies: As in `Guard`.
+        act_on: As in `Guard`.
         snapshot_every: As in `Guard`.
         strict: As in `Guard`.
         on_finding: As in `Guard`.
@@ -133,6 +136,7 @@ class GuardBase:
         *,
         symptoms: Iterable[Symptom] | None = None,
         remedies: Iterable[Remedy | str] | None = None,
+        act_on: Iterable[str] = (),
         snapshot_every: int = 50,
         strict: bool = False,
         on_finding: Callable[[Finding], Any] | None = None,
@@ -157,6 +161,7 @@ class GuardBase:
         rules = default_symptoms() if symptoms is None else symptoms
         self._monitor = Monitor(rules, strict=strict)
         self._ladder = Ladder(default_remedies() if remedies is None else remedies, strict=strict)
+        self._act_on = codes_of(act_on)
         self._on_finding = on_finding
         self._on_incident = on_incident
         self._readings = list(history.readings) if history else []
@@ -173,6 +178,8 @@ class GuardBase:
         self._off: set[str] = set()
         self._health = Health()
         self._cuts: list[tuple[int, float]] = []
+        self._returns: list[tuple[int, float]] = []
+        self._limit: tuple[float, int] | None = None
         self._candidate: int | None = None
         self._due: int | None = None
         self._has_first = False
@@ -182,6 +189,9 @@ class GuardBase:
         self._here: Any = None
         self._again: int | None = None
         self._is_retry = False
+
+    can_limit_gradients: ClassVar[bool] = False
+    """Whether `limit_gradients` has an effect."""
 
     @property
     def history(self) -> History:
@@ -263,16 +273,42 @@ class GuardBase:
             if step >= back_to:
                 self._multiply_rates(factor)
 
-    def scale_learning_rates(self, factor: float) -> None:
+    def scale_learning_rates(self, factor: float, *, steps: int | None = None) -> None:
         """Multiplies all learning rates, in a way that lasts under schedulers and rollbacks.
 
+        Args:
+            factor: Positive.
+            steps: After so many steps they are divided by it again; None leaves it so.
+
         Raises:
-            ArgumentError: If `factor` is not positive.
+            ArgumentError: If an argument breaks its rule.
         """
         if not 0 < factor < math.inf:
             raise ArgumentError(f"factor must be positive; got {factor!r}.")
+        if steps is not None and steps < 1:
+            raise ArgumentError(f"steps must be a positive integer or None; got {steps!r}.")
         self._multiply_rates(factor)
         self._cuts.append((self._step, factor))
+        if steps is not None:
+            self._returns.append((self._step + steps, 1 / factor))
+
+    def limit_gradients(self, norm: float, *, steps: int) -> None:
+        """From now on gradients are clipped, before the step and whatever else clips them.
+
+        An `ExplodingGradient` whose norm is finite is no fault in that time.
+
+        Args:
+            norm: Global L2 norm that they are scaled down to.
+            steps: Number of steps.
+
+        Raises:
+            ArgumentError: If an argument is not positive.
+        """
+        if not 0 < norm < math.inf:
+            raise ArgumentError(f"norm must be positive and finite; got {norm!r}.")
+        if steps < 1:
+            raise ArgumentError(f"steps must be a positive integer; got {steps!r}.")
+        self._limit = (norm, self._step + steps)
 
     # --- one step --------------------------------------------------------------------------
 
@@ -286,6 +322,9 @@ class GuardBase:
         elif again is not None:
             self._snapshots.restore()
             self._cut_again(again)
+        for when, factor in [one for one in self._returns if one[0] <= self._step]:
+            self._returns.remove((when, factor))
+            self.scale_learning_rates(factor)
         # Of several processes each has a memory of its own; they must take snapshots alike.
         is_full = self._position.is_nearly_full and not self._is_shared()
         is_due = (self._step >= self._next_snapshot or is_full) and self._health.is_good
@@ -330,17 +369,69 @@ class GuardBase:
         known = len(self._monitor.internal_faults)
         findings = self._monitor.observe(reading)
         self._faults += self._monitor.internal_faults[known:]
-        finding = next((found for found in findings if found.severity == "fault"), None)
+        is_limited = self._clip(reading)
+        finding = next((one for one in findings if self._is_fault(one, is_limited)), None)
         if finding is None and withheld is not None:
             finding, findings = withheld, (withheld, *findings)
         if finding is None:
             self._candidate = None
             self._health.see(reading)
-            return Decision(proceed=True, reading=reading, findings=findings)
+            return self._act_on_warnings(findings, reading)
         # Before anything else, so that the step is withheld even if the rest should fail.
         self._withhold()
         self._health.restart()
         outcome, culprit, file = self._recover(finding, reading)
+        return self._carry_out(outcome, finding, reading, findings, culprit=culprit, file=file)
+
+    def _is_fault(self, finding: Finding, is_limited: bool) -> bool:
+        if is_limited and finding.symptom == "ExplodingGradient":
+            return False
+        return finding.severity == "fault"
+
+    def _clip(self, reading: Reading) -> bool:
+        """Scales the gradients down if `limit_gradients` asks for it; True if it holds now."""
+        if self._limit is None or not is_finite(reading) or reading.bad_state:
+            return False
+        norm, until = self._limit
+        if self._step >= until:
+            self._limit = None
+            return False
+        if reading.grad_norm is not None and reading.grad_norm > norm:
+            self._multiply_gradients(norm / reading.grad_norm)
+        return True
+
+    def _act_on_warnings(self, findings: tuple[Finding, ...], reading: Reading) -> Decision:
+        """Lets the remedies act on warnings of `act_on`; the step is taken if none fits."""
+        for finding in findings:
+            if finding.code not in self._act_on:
+                continue
+            outcome = self._apply(
+                Fault(finding=finding, reading=reading, step=reading.step, epoch=reading.epoch)
+            )
+            if outcome is not None:
+                if not outcome.proceed:
+                    self._withhold()
+                    self._contained("snapshots", self._snapshots.restore_buffers)
+                    self._health.restart()
+                return self._carry_out(outcome, finding, reading, findings)
+        return Decision(proceed=True, reading=reading, findings=findings)
+
+    def _apply(self, fault: Fault) -> Outcome | None:
+        known = len(self._ladder.internal_faults)
+        outcome = self._ladder.apply(fault, self)
+        self._faults += self._ladder.internal_faults[known:]
+        return outcome
+
+    def _carry_out(
+        self,
+        outcome: Outcome,
+        finding: Finding,
+        reading: Reading,
+        findings: tuple[Finding, ...],
+        *,
+        culprit: Culprit | None = None,
+        file: str = "",
+    ) -> Decision:
         incident = Incident(
             step=reading.step,
             epoch=reading.epoch,
@@ -353,8 +444,10 @@ class GuardBase:
             file=file,
         )
         self._incidents.append(incident)
+        is_on = not (outcome.proceed or outcome.stop or outcome.restart)
         return Decision(
             proceed=outcome.proceed,
+            leaves_out=is_on and not self._went_back,
             incident=incident,
             stop=outcome.stop,
             restart=outcome.restart,
@@ -389,9 +482,7 @@ class GuardBase:
             culprit=culprit,
             is_transient=is_transient,
         )
-        known = len(self._ladder.internal_faults)
-        outcome = self._ladder.apply(fault, self)
-        self._faults += self._ladder.internal_faults[known:]
+        outcome = self._apply(fault)
         if outcome is None and CODES[finding.code].is_of_run:
             # Nothing in this step is broken; to end the run is for the user to decide.
             self._monitor.silence(finding.code)
@@ -444,6 +535,9 @@ class GuardBase:
 
     def _multiply_rates(self, factor: float) -> None:
         """Multiplies all learning rates, in a way that lasts."""
+
+    def _multiply_gradients(self, factor: float) -> None:
+        """Multiplies the gradients of the step at hand."""
 
     def _is_scaler_at_work(self, reading: Reading) -> bool:
         """True if the gradients are not finite because a scaler is looking for its scale."""
@@ -510,6 +604,8 @@ class GuardBase:
         return {
             "version": 1,
             "step": self._step,
+            "returns": [list(one) for one in self._returns],
+            "limit": None if self._limit is None else list(self._limit),
             "remedies": [
                 [remedy.name, remedy.state_dict()]
                 for remedy in self._ladder.remedies
@@ -534,6 +630,9 @@ class GuardBase:
                 f"state must be a guard's state_dict of version 1; got {state.get('version')!r}."
             )
         self._step = self._next_snapshot = int(state["step"])
+        self._returns = [(int(step), float(factor)) for step, factor in state.get("returns", ())]
+        limit = state.get("limit")
+        self._limit = None if limit is None else (float(limit[0]), int(limit[1]))
         self._findings[:] = [Finding(**finding) for finding in state["findings"]]
         self._incidents[:] = [_incident(incident) for incident in state["incidents"]]
         self._faults[:] = state["internal_faults"]

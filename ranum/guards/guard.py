@@ -64,7 +64,10 @@ class Guard(GuardBase):
         optimizer: One optimizer or a list of them.
         symptoms: Rules over readings; `default_symptoms()` by default.
         remedies: The ladder, mildest first: objects or built-in names ("retry", "skip",
-            "rollback", "stop"), which is the default. When none fits, training stops.
+            "clip_gradients", "rollback", "stop"), which is the default. When none fits, training
+            stops.
+        act_on: Codes or names of symptoms whose warnings the remedies act on as well; the built-in
+            ones leave them alone, see `ranum.RanumCallback` for one that does not.
         sample_every: Steps between two measurements of every layer.
         snapshot_every: Steps between two snapshots, taken only while training goes well.
         schedulers: Schedulers, or anything with `state_dict` and `load_state_dict` that has
@@ -91,6 +94,8 @@ class Guard(GuardBase):
         ArgumentError: If an argument breaks its rule.
     """
 
+    can_limit_gradients = True
+
     def __init__(
         self,
         model: nn.Module,
@@ -98,6 +103,7 @@ class Guard(GuardBase):
         *,
         symptoms: Iterable[Symptom] | None = None,
         remedies: Iterable[Remedy | str] | None = None,
+        act_on: Iterable[str] = (),
         sample_every: int = 10,
         snapshot_every: int = 50,
         schedulers: Iterable[Stateful] = (),
@@ -130,6 +136,7 @@ class Guard(GuardBase):
             LoaderPosition() if position is None else position,
             symptoms=symptoms,
             remedies=remedies,
+            act_on=act_on,
             snapshot_every=snapshot_every,
             strict=strict,
             on_finding=on_finding,
@@ -408,6 +415,13 @@ class Guard(GuardBase):
 
     def _multiply_rates(self, factor: float) -> None:
         multiply_learning_rates(self.optimizers, self.snapshots.schedulers, factor)
+
+    @torch.no_grad()
+    def _multiply_gradients(self, factor: float) -> None:
+        parameters = [p for one in self.optimizers for g in one.param_groups for p in g["params"]]
+        for parameter in {id(p): p for p in (*self.model.parameters(), *parameters)}.values():
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor)
 
     def _is_shared(self) -> bool:
         return processes.is_shared()

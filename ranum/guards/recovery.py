@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from ranum.errors import ArgumentError, RanumWarning
@@ -35,6 +37,11 @@ class Fault:
     epoch: int = 0
     culprit: Culprit | None = None
     is_transient: bool = False
+
+    @property
+    def is_of_run(self) -> bool:
+        """True if leaving out this batch cannot help: it is about the run, not a step."""
+        return self.finding.severity == "warning" or CODES[self.finding.code].is_of_run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,7 +164,7 @@ class Skip:
     def apply(self, fault: Fault, guard: GuardBase) -> Outcome | None:
         """Does nothing more: the guard has left no trace of the batch."""
         culprit = fault.culprit
-        if CODES[fault.finding.code].is_of_run:
+        if fault.is_of_run:
             return None
         if culprit is None:
             incidents = [one for one in guard.history.incidents if one.action != Retry.name]
@@ -191,8 +198,75 @@ class Skip:
         self._last, self._row = int(state["last"]), int(state["row"])
 
 
+class ClipGradients:
+    """Clips gradients for a while, at a level from the run's own past.
+
+    Fits a gradient that explodes and is finite, in a run whose loss was as usual until then: what
+    is far off already needs to go back. The batch comes once more, and its gradient is clipped
+    like all others; where it cannot come again it is left out. While it clips, and for as long
+    again, it does not fit a second time.
+
+    Args:
+        factor: Level over the median of the last 100 norms. Pascanu et al. (2013, section 3.2)
+            find 0.5 to 10 times the average norm to do equally well.
+        steps: How long gradients are clipped.
+
+    Raises:
+        ArgumentError: If an argument is out of range.
+
+    References:
+        Pascanu, Mikolov, Bengio: On the difficulty of training recurrent neural networks, 2013,
+        https://arxiv.org/abs/1211.5063
+    """
+
+    name = "clip_gradients"
+
+    def __init__(self, factor: float = 2.0, steps: int = 200) -> None:
+        if isinstance(factor, bool) or not 0 < factor < math.inf:
+            raise ArgumentError(f"factor must be positive and finite; got {factor!r}.")
+        _require_positive_int(steps=steps)
+        self.factor = factor
+        self.steps = steps
+        self._since: int | None = None
+
+    def __repr__(self) -> str:
+        return f"ClipGradients(factor={self.factor}, steps={self.steps})"
+
+    def apply(self, fault: Fault, guard: GuardBase) -> Outcome | None:
+        """Sets the level; None if the gradient is not finite, or there is no past to go by."""
+        norm = fault.reading.grad_norm
+        is_fit = fault.finding.symptom == "ExplodingGradient" and guard.can_limit_gradients
+        if not is_fit or norm is None or not math.isfinite(norm):
+            return None
+        if self._since is not None and fault.step - self._since <= 2 * self.steps:
+            return None
+        past = [one for one in guard.history.readings[-101:] if one.step < fault.step]
+        norms = _finite(one.grad_norm for one in past)
+        losses = _finite(one.loss for one in past)
+        usual = median(norms) if norms else 0.0
+        is_far_off = losses and median(losses[-8:]) > median(losses) + abs(median(losses))
+        if is_far_off or not 0 < usual * self.factor < norm:
+            return None
+        level = float(f"{usual * self.factor:.3g}")
+        self._since = fault.step
+        guard.limit_gradients(level, steps=self.steps)
+        what = "the batch comes again" if guard.retry() else "the batch is left out"
+        return Outcome(
+            action=self.name,
+            detail=f"gradients are clipped to norm {level:g} for {self.steps} steps; {what}",
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {"since": self._since}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes a `state_dict` back."""
+        self._since = None if state["since"] is None else int(state["since"])
+
+
 class Rollback:
-    """Goes back to a good snapshot, and on with smaller learning rates.
+    """Goes back to a good snapshot, and on with smaller learning rates for a while.
 
     The first fault goes back to the newest snapshot, and to its batches where they can come
     again and are not to blame. Each further fault within `patience` steps of the rollback before
@@ -200,6 +274,9 @@ class Rollback:
     then, for the same batches have led there twice. Where weights or moments were not finite
     while every gradient had been (a flipped bit), the first way back leaves the learning rates
     alone.
+
+    Learning rates come back up after a while; each time that they have to be lowered again they
+    stay down twice as long. A warning that is acted on (`Guard(act_on=...)`) is not its business.
 
     Args:
         learning_rate_factor: What learning rates are multiplied by, each time; in (0, 1].
@@ -209,6 +286,7 @@ class Rollback:
             then it is used up until so many steps have passed. A first one that goes back to its
             batches is not counted: it costs nothing but time.
         patience: Steps without a fault after which a rollback counts as a success.
+        lasts: Steps for which learning rates stay down the first time; None for good.
 
     Raises:
         ArgumentError: If an argument is out of range.
@@ -217,7 +295,11 @@ class Rollback:
     name = "rollback"
 
     def __init__(
-        self, learning_rate_factor: float = 0.5, limit: int = 3, patience: int = 200
+        self,
+        learning_rate_factor: float = 0.5,
+        limit: int = 3,
+        patience: int = 200,
+        lasts: int | None = 1000,
     ) -> None:
         if not 0 < learning_rate_factor <= 1:
             raise ArgumentError(
@@ -225,20 +307,26 @@ class Rollback:
                 "1 keeps the learning rates."
             )
         _require_positive_int(limit=limit, patience=patience)
+        if lasts is not None:
+            _require_positive_int(lasts=lasts)
         self.learning_rate_factor = learning_rate_factor
         self.limit = limit
         self.patience = patience
+        self.lasts = lasts
+        self._cuts = 0
         self._recent: list[int] = []
         self._was_rewound = False
 
     def __repr__(self) -> str:
         return (
             f"Rollback(learning_rate_factor={self.learning_rate_factor}, limit={self.limit}, "
-            f"patience={self.patience})"
+            f"patience={self.patience}, lasts={self.lasts})"
         )
 
     def apply(self, fault: Fault, guard: GuardBase) -> Outcome | None:
         """Goes back; None if it went back too often, or there is no snapshot."""
+        if fault.finding.severity == "warning":
+            return None
         is_over = not self._recent or fault.step - self._recent[-1] > self.patience
         recent = [] if is_over else self._recent
         if len(recent) >= self.limit + (self._was_rewound and not is_over):
@@ -255,18 +343,26 @@ class Rollback:
         # Numbers that were damaged at rest say nothing about the learning rate; twice they do.
         is_damage = fault.culprit is not None and fault.culprit.cause == "weights"
         if self.learning_rate_factor < 1 and not (is_damage and len(self._recent) == 1):
-            guard.scale_learning_rates(self.learning_rate_factor)
+            steps = None if self.lasts is None else self.lasts * 2**self._cuts
+            guard.scale_learning_rates(self.learning_rate_factor, steps=steps)
+            self._cuts += 1
             detail += f"; learning rate x {self.learning_rate_factor:.2g}"
+            detail += "" if steps is None else f" for {steps} steps"
         return Outcome(action=self.name, detail=detail, back_to=back_to)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain data."""
-        return {"recent": list(self._recent), "was_rewound": self._was_rewound}
+        return {
+            "recent": list(self._recent),
+            "was_rewound": self._was_rewound,
+            "cuts": self._cuts,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes a `state_dict` back."""
         self._recent = [int(step) for step in state["recent"]]
         self._was_rewound = bool(state.get("was_rewound", False))
+        self._cuts = int(state.get("cuts", 0))
 
 
 class Stop:
@@ -278,7 +374,9 @@ class Stop:
         return "Stop()"
 
     def apply(self, fault: Fault, guard: GuardBase) -> Outcome | None:
-        """Always fits."""
+        """Fits every fault, and no warning."""
+        if fault.finding.severity == "warning":
+            return None
         back_to = None
         if fault.culprit is not None and fault.culprit.cause == "weights":
             back_to = guard.go_back(rewind=False)
@@ -291,6 +389,7 @@ class Stop:
 _BY_NAME: dict[str, Callable[[], Remedy]] = {
     "retry": Retry,
     "skip": Skip,
+    "clip_gradients": ClipGradients,
     "rollback": Rollback,
     "stop": Stop,
 }
@@ -300,8 +399,8 @@ class Ladder:
     """Remedies in the order in which they are tried.
 
     Args:
-        remedies: Objects, or names of built-in ones ("retry", "skip", "rollback",
-            "stop").
+        remedies: Objects, or names of built-in ones ("retry", "skip", "clip_gradients",
+            "rollback", "stop").
         strict: Raise what a remedy raises, instead of switching it off.
 
     Raises:
@@ -339,8 +438,8 @@ class Ladder:
 
 
 def default_remedies() -> tuple[Remedy, ...]:
-    """Retry, skip, roll back, stop."""
-    return (Retry(), Skip(), Rollback(), Stop())
+    """Retry, skip, clip gradients, roll back, stop."""
+    return (Retry(), Skip(), ClipGradients(), Rollback(), Stop())
 
 
 def go_back(guard: GuardBase, fault: Fault) -> int | None:
@@ -369,6 +468,10 @@ def _remedy(remedy: Any) -> Remedy:
             "Pass objects, as in Rollback()."
         )
     return remedy
+
+
+def _finite(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None and math.isfinite(value)]
 
 
 def _require_positive_int(**arguments: Any) -> None:

@@ -7,7 +7,9 @@ import json
 import math
 import runpy
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -21,7 +23,7 @@ from ranum.guards import health
 from ranum.guards.guard import Decision, Guard, Step, TrainingStopped
 from ranum.guards.recovery import Outcome, Rollback, Skip, Stop
 from ranum.guards.snapshot import Snapshots
-from ranum.guards.symptoms import NonFinite
+from ranum.guards.symptoms import NonFinite, Symptom
 from ranum.guards.types import History
 
 
@@ -622,7 +624,7 @@ def test_state_dict_survives_json():
     assert other.guard.history.findings == run.guard.history.findings
     assert other.guard.current_step == 3
     assert other.guard.state_dict()["remedies"] == [
-        ["rollback", {"recent": [2], "was_rewound": False}]
+        ["rollback", {"recent": [2], "was_rewound": False, "cuts": 1}]
     ]
     assert other.step(*batch(3)).proceed
     with pytest.raises(ArgumentError, match="version 1; got 2"):
@@ -719,3 +721,174 @@ def test_a_fault_of_the_run_does_not_end_it_when_no_remedy_is_left():
     assert [incident.action for incident in guard.history.incidents] == ["go on"]
     assert guard.history.incidents[0].finding.code == "RN208"
     assert guard.current_step == 200
+
+
+# --- gradients clipped, rates lowered for a while, warnings acted on ----------------------------
+
+
+def spiking():
+    """Batches of which two have a loss far too large, as of outliers."""
+    return [(*batch(i), 1e9 if i in (12, 14) else 1.0) for i in range(30)]
+
+
+def plain_network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+
+
+def test_exploding_gradients_that_come_again_are_clipped_and_the_batch_is_kept():
+    model = plain_network()
+    guard = Guard(model, torch.optim.SGD(model.parameters(), lr=0.01), strict=True)
+    for x, y, scale in guard.batches(spiking()):
+        with guard.step((x, y)) as step:
+            step.backward(lambda x=x, y=y, scale=scale: loss_of(model, x, y) * scale)
+    first, second = guard.history.incidents
+    assert (first.action, first.step) == ("skip", 12)
+    assert (second.action, second.step) == ("clip_gradients", 14)
+    assert second.detail.endswith("for 200 steps; the batch comes again")
+    level = float(second.detail.split("norm ")[1].split(" ")[0])
+    norms = [reading.grad_norm for reading in guard.history.readings]
+    assert len(norms) == 31
+    assert norms[14] == norms[15] > 1e6
+
+    other = plain_network()
+    optimizer = torch.optim.SGD(other.parameters(), lr=0.01)
+    for number, (x, y, scale) in enumerate(spiking()):
+        if number == 12:
+            continue
+        optimizer.zero_grad()
+        (loss_of(other, x, y) * scale).backward()
+        if number >= 14:
+            nn.utils.clip_grad_norm_(other.parameters(), level)
+        optimizer.step()
+    for ours, theirs in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_limit_on_gradients_is_what_torch_clips_to():
+    ours, theirs = Run(torch.optim.SGD), network()
+    plain = torch.optim.SGD(theirs.parameters(), lr=0.01)
+    torch.manual_seed(3)
+    numbers = torch.get_rng_state()
+    ours.guard.limit_gradients(0.05, steps=5)
+    for i in range(8):
+        ours.step(*batch(i))
+    torch.set_rng_state(numbers)
+    for i in range(8):
+        plain.zero_grad()
+        loss_of(theirs, *batch(i)).backward()
+        if i < 5:
+            assert nn.utils.clip_grad_norm_(theirs.parameters(), 0.05) > 0.05
+        plain.step()
+    for a, b in zip(ours.model.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"norm": 0, "steps": 1}, "norm must be positive and finite; got 0"),
+        ({"norm": 1.0, "steps": 0}, "steps must be a positive integer; got 0"),
+    ],
+)
+def test_limits_are_checked(arguments, message):
+    with pytest.raises(ArgumentError, match=message):
+        Run().guard.limit_gradients(**arguments)
+
+
+def test_a_learning_rate_comes_back_up_also_after_a_rollback():
+    run = Run(lr=0.08, snapshot_every=4, remedies=["rollback"])
+    for i in range(8):
+        run.step(*batch(i))
+    run.guard.scale_learning_rates(0.25, steps=6)  # at step 8, until step 14
+    assert run.lr == pytest.approx(0.02)
+    for i in range(8, 13):
+        run.step(*batch(i))
+    inject_weights(run, *batch(13))  # back to a snapshot from before or after the cut
+    assert run.guard.history.incidents[-1].back_to is not None
+    assert run.lr == pytest.approx(0.02)
+    run.step(*batch(14))
+    assert run.lr == pytest.approx(0.08)
+    for i in range(15, 20):
+        run.step(*batch(i))
+    assert run.lr == pytest.approx(0.08)
+
+
+def test_a_rate_that_will_come_back_is_in_the_guards_state():
+    run = Run(lr=0.08)
+    run.guard.scale_learning_rates(0.5, steps=3)
+    run.guard.limit_gradients(7.0, steps=9)
+    other = Run(lr=0.04)
+    other.guard.load_state_dict(json.loads(json.dumps(run.guard.state_dict())))
+    for i in range(5):
+        other.step(*batch(i))
+    assert other.lr == pytest.approx(0.08)
+    assert other.guard.state_dict()["limit"] == [7.0, 9]
+
+
+@dataclass(frozen=True, slots=True)
+class Third(Symptom):
+    """A warning at the third step; for this test."""
+
+    code: ClassVar[str] = "RN206"
+    severity: ClassVar[str] = "warning"
+
+    def check(self, window):
+        return self.find(window, "three") if window.latest.step == 3 else None
+
+
+class Answer:
+    name = "answer"
+
+    def __init__(self, outcome):
+        self.outcome = outcome
+        self.faults = []
+
+    def apply(self, fault, guard):
+        self.faults.append(fault)
+        return self.outcome
+
+
+@pytest.mark.parametrize("named", ["RN206", "SlowConvergence"])
+def test_remedies_act_on_the_warnings_that_were_named(named):
+    answer = Answer(Outcome(action="answer", detail="restarts", restart=True))
+    run = Run(symptoms=[Third()], remedies=[answer], act_on=[named])
+    decisions = [run.step(*batch(i)) for i in range(5)]
+    assert [decision.restart for decision in decisions] == [False, False, False, True, False]
+    assert not decisions[3].proceed
+    assert run.guard.history.incidents[0].finding.severity == "warning"
+    assert answer.faults[0].is_of_run
+
+
+def test_a_warning_that_no_remedy_fits_changes_nothing():
+    answer = Answer(None)
+    run = Run(symptoms=[Third()], remedies=[answer, "skip", "rollback", "stop"], act_on=["RN206"])
+    quiet, other = Run(symptoms=[Third()]), None
+    for i in range(5):
+        torch.manual_seed(i)
+        assert run.step(*batch(i)).proceed
+        torch.manual_seed(i)
+        other = quiet.step(*batch(i))
+    assert len(answer.faults) == 1
+    assert not run.guard.history.incidents
+    assert other.proceed
+    assert same(run.state(), quiet.state())
+
+
+def test_unknown_symptoms_to_act_on_are_refused():
+    with pytest.raises(
+        ArgumentError, match=r"act_on must hold .*NonFinite \(RN201\).*; got \[.RN999.\]"
+    ):
+        Run(act_on=["RN999"])
+    with pytest.raises(ArgumentError, match="got 'RN206'"):
+        Run(act_on="RN206")
+
+
+def test_a_decision_says_whether_the_batch_is_left_out():
+    assert Run(remedies=["skip"]).step(*batch(0, torch.nan)).leaves_out
+    run = Run(remedies=["rollback"])
+    run.step(*batch(0))
+    decision = run.step(*batch(1, torch.nan))
+    assert not decision.proceed
+    assert not decision.leaves_out
+    assert not run.step(*batch(2)).leaves_out

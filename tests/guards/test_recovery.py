@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
 from ranum.errors import ArgumentError, RanumWarning
 from ranum.guards.recovery import (
+    ClipGradients,
     Fault,
     Ladder,
     Outcome,
@@ -30,8 +33,9 @@ class FakeGuard:
 
     def __init__(self, steps=(100, 50, 0)):
         self.steps = steps
-        self.history = SimpleNamespace(incidents=[])
+        self.history = SimpleNamespace(incidents=[], readings=[])
         self.asked = []
+        self.lasts = []
 
     is_rewound = False
     can_come_again = True
@@ -44,8 +48,14 @@ class FakeGuard:
         self.rewinds = rewind
         return self.steps[min(depth, len(self.steps) - 1)]
 
-    def scale_learning_rates(self, factor):
+    def scale_learning_rates(self, factor, *, steps=None):
         self.asked.append(factor)
+        self.lasts.append(steps)
+
+    can_limit_gradients = True
+
+    def limit_gradients(self, norm, *, steps):
+        self.asked.append((norm, steps))
 
     def retry(self):
         return self.can_come_again
@@ -116,7 +126,7 @@ def test_strict_raises():
 @pytest.mark.parametrize(
     ("remedies", "message"),
     [
-        (["leap"], "among 'retry', 'skip', 'rollback', 'stop'; got 'leap'"),
+        (["leap"], "among 'retry', 'skip', .*, 'rollback', 'stop'; got 'leap'"),
         ([3], "must have a name and an apply method; got 3"),
         ([Skip], "Pass objects"),
     ],
@@ -127,8 +137,9 @@ def test_ladder_arguments(remedies, message):
 
 
 def test_built_in_remedies_by_name():
-    ladder = Ladder(["retry", "skip", "rollback", "stop"])
-    assert [type(remedy) for remedy in ladder.remedies] == [Retry, Skip, Rollback, Stop]
+    ladder = Ladder(["retry", "skip", "clip_gradients", "rollback", "stop"])
+    kinds = [Retry, Skip, ClipGradients, Rollback, Stop]
+    assert [type(remedy) for remedy in ladder.remedies] == kinds
     assert repr(ladder) == f"Ladder({list(default_remedies())!r}, strict=False)"
     assert all(isinstance(remedy, Remedy) for remedy in default_remedies())
 
@@ -203,8 +214,9 @@ def test_rollback_goes_deeper_and_is_used_up():
     outcomes = [rollback.apply(fault(step), guard) for step in (120, 130, 140, 150)]
     assert [outcome and outcome.back_to for outcome in outcomes] == [100, 50, 0, None]
     assert guard.asked == [0, 0.1, 1, 0.1, 2, 0.1]
+    assert guard.lasts == [1000, 2000, 4000]
     assert not guard.rewinds  # twice the same batches led there: the data goes on
-    assert outcomes[0].detail == "went back to step 100; learning rate x 0.1"
+    assert outcomes[0].detail == "went back to step 100; learning rate x 0.1 for 1000 steps"
     assert rollback.apply(fault(240), guard) is None  # still within patience of the last one
     assert rollback.apply(fault(241), guard).back_to == 100  # a new chain
     assert Rollback(1).apply(fault(), guard).detail == "went back to step 100"
@@ -226,7 +238,7 @@ def test_bad_data_do_not_come_again():
 
 
 def test_damage_says_nothing_about_the_learning_rate_until_it_comes_twice():
-    rollback, guard = Rollback(0.1, patience=100), FakeGuard()
+    rollback, guard = Rollback(0.1, patience=100, lasts=None), FakeGuard()
     first = rollback.apply(fault(120, "weights"), guard)
     second = rollback.apply(fault(130, "weights"), guard)
     assert first.detail == "went back to step 100"
@@ -246,6 +258,71 @@ def test_remedy_state_is_plain(remedy):
     other.load_state_dict(state)
     assert other.state_dict() == remedy.state_dict() != type(remedy)().state_dict()
     assert repr(other) == repr(remedy)
+
+
+@pytest.mark.parametrize("remedy", [Retry(), Skip(), ClipGradients(), Rollback(), Stop()])
+def test_a_warning_is_not_the_business_of_the_built_in_remedies(remedy):
+    warning = replace(fault().finding, severity="warning", symptom="DyingReLU", code="RN204")
+    assert remedy.apply(replace(fault(), finding=warning), FakeGuard()) is None
+
+
+# --- clipped gradients --------------------------------------------------------------------------
+
+
+def explosion(step=120, norm=1e6, losses=(), norms=(2.0,) * 20, guard=None):
+    """An exploding gradient in a run with such losses and norms before it."""
+    guard = guard or FakeGuard()
+    losses = losses or (1.0,) * len(norms)
+    guard.history.readings = [
+        Reading(step=step - len(norms) + number, loss=loss, grad_norm=before)
+        for number, (loss, before) in enumerate(zip(losses, norms, strict=True))
+    ]
+    reading = Reading(step=step, loss=1.0, grad_norm=norm)
+    guard.history.readings.append(reading)
+    finding = replace(fault(step).finding, code="RN202", symptom="ExplodingGradient")
+    return Fault(finding=finding, reading=reading, step=step), guard
+
+
+def test_gradients_are_clipped_at_a_level_of_their_past():
+    exploding, guard = explosion(norms=(1.0, 2.0, 3.0) * 7)
+    outcome = ClipGradients(steps=50).apply(exploding, guard)
+    assert outcome.action == "clip_gradients"
+    assert guard.asked == [(4.0, 50)]
+    expected = "gradients are clipped to norm 4 for 50 steps; the batch comes again"
+    assert outcome.detail == expected
+    assert not outcome.proceed
+    guard.can_come_again = False
+    assert ClipGradients().apply(exploding, guard).detail.endswith("the batch is left out")
+
+
+def test_clipping_does_not_fit_twice_in_a_row():
+    remedy = ClipGradients(steps=50)
+    exploding, guard = explosion()
+    assert remedy.apply(exploding, guard)
+    assert remedy.apply(explosion(220, guard=guard)[0], guard) is None
+    assert remedy.apply(explosion(221, guard=guard)[0], guard)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"norm": math.inf},
+        {"norm": None},
+        {"norm": 3.9},  # below the level
+        {"norms": ()},
+        {"norms": (math.nan,) * 9},
+        {"losses": (1.0,) * 12 + (9.0,) * 8},  # the run is far off already
+    ],
+)
+def test_what_clipping_does_not_fit(state):
+    assert ClipGradients().apply(*explosion(**state)) is None
+
+
+def test_clipping_needs_a_guard_that_can():
+    exploding, guard = explosion()
+    guard.can_limit_gradients = False
+    assert ClipGradients().apply(exploding, guard) is None
+    assert ClipGradients().apply(fault(), FakeGuard()) is None
 
 
 # --- stop ---------------------------------------------------------------------------------------
@@ -272,6 +349,9 @@ def test_helpers_for_other_remedies():
         (lambda: Retry(limit=0), "limit must be a positive integer; got 0"),
         (lambda: Skip(limit=0), "limit must be a positive integer; got 0"),
         (lambda: Skip(apart=1.5), "apart must be a positive integer; got 1.5"),
+        (lambda: ClipGradients(0), r"factor must be positive and finite; got 0"),
+        (lambda: ClipGradients(steps=0), r"steps must be a positive integer; got 0"),
+        (lambda: Rollback(lasts=0), r"lasts must be a positive integer; got 0"),
         (lambda: Rollback(0), r"learning_rate_factor must be in \(0, 1\]; got 0"),
         (lambda: Rollback(1.5), r"got 1.5"),
         (lambda: Rollback(limit=True), "limit must be a positive integer; got True"),

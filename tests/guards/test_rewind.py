@@ -154,8 +154,8 @@ def test_a_second_fault_in_a_row_does_not_meet_its_batch_again():
         with guard.step((x, y)) as step:
             step.backward(lambda x=x, y=y: (model(x) ** 2).mean() + y.sum())
     assert [incident.detail for incident in guard.history.incidents] == [
-        "went back to step 5 and its batches; learning rate x 0.5",
-        "went back to step 0; learning rate x 0.5",
+        "went back to step 5 and its batches; learning rate x 0.5 for 1000 steps",
+        "went back to step 0; learning rate x 0.5 for 2000 steps",
     ]
     assert log == list(range(30))
 

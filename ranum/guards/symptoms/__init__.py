@@ -8,6 +8,9 @@ class MySymptom(Symptom):
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from ranum.errors import ArgumentError
 from ranum.guards.symptoms.base import (
     CODES,
     Monitor,
@@ -45,6 +48,7 @@ __all__ = [
     "Trend",
     "VanishingGradient",
     "Window",
+    "codes_of",
     "default_symptoms",
     "register",
 ]
@@ -62,3 +66,17 @@ def default_symptoms() -> tuple[Symptom, ...]:
         LossSpike(),
         Diverged(),
     )
+
+
+def codes_of(symptoms: Iterable[str]) -> frozenset[str]:
+    """The codes of symptoms given by code or by name.
+
+    Raises:
+        ArgumentError: If one is not known.
+    """
+    names = {rule.__name__: code for code, rule in CODES.items()}
+    given = tuple(symptoms)
+    if isinstance(symptoms, str) or not all(one in CODES or one in names for one in given):
+        known = ", ".join(f"{name} ({code})" for name, code in names.items())
+        raise ArgumentError(f"act_on must hold symptoms out of {known}; got {symptoms!r}.")
+    return frozenset(names.get(one, one) for one in given)
