@@ -31,7 +31,7 @@ from ranum.callbacks._session import Session
 from ranum.callbacks._steps import MicroBatch, Step, StepLog, loss_of, nothing
 from ranum.errors import MissingExtraError, RanumWarning
 from ranum.guards.guard import Decision, Guard
-from ranum.guards.recovery import Remedy, Retry, Rollback, Skip
+from ranum.guards.recovery import ClipGradients, Remedy, Retry, Rollback, Skip
 from ranum.guards.symptoms import Symptom, default_symptoms
 from ranum.guards.types import History
 
@@ -40,8 +40,8 @@ try:
 except ImportError as error:
     raise MissingExtraError("transformers", "huggingface", "RanumCallback") from error
 
-RemedyName = Literal["retry", "skip", "clip", "rollback"]
-REMEDIES: tuple[RemedyName, ...] = ("retry", "skip", "clip", "rollback")
+RemedyName = Literal["retry", "skip", "clip_gradients", "clip", "rollback"]
+REMEDIES: tuple[RemedyName, ...] = ("retry", "skip", "clip_gradients", "clip", "rollback")
 LEARNING_RATE_FACTOR = 10**-0.5
 """As in Lightning: every way back lowers the learning rate by half a decade."""
 
@@ -66,8 +66,8 @@ class RanumCallback(TrainerCallback):
 
     Args:
         analyze: "step" analyses the first training step; "off" does not.
-        on_fault: Remedies, mildest first: "retry", "skip", "clip", "rollback". When none is left,
-            training stops.
+        on_fault: Remedies, mildest first: "retry", "skip", "clip_gradients", "clip", "rollback".
+            When none is left, training stops.
         symptoms: The rules that watch the run; `ranum.guards.default_symptoms()` if None.
         sample_every: Steps between readings of per-layer statistics.
         snapshot_every: Steps between snapshots for going back to.
@@ -117,7 +117,7 @@ class RanumCallback(TrainerCallback):
         self._batches = 0
         self._is_ours = False
         self._is_analysed = False
-        self._action = ""
+        self._leaves_out = False
 
     # --- what a user may ask ----------------------------------------------------------------
 
@@ -189,24 +189,24 @@ class RanumCallback(TrainerCallback):
                 self._position.is_again = True
                 decision = self._train_again(state)
             self._position.is_again = False
-            self._action = "" if decision.incident is None else decision.incident.action
+            self._leaves_out = decision.leaves_out
             if decision.stop:
                 control.should_training_stop = True
         return control
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Has the schedule wait, after a step that was left out."""
-        if self._action == "skip" and hasattr(self._optimizer, "_is_overflow"):
+        if self._leaves_out and hasattr(self._optimizer, "_is_overflow"):
             self._optimizer._is_overflow = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Ends the step; one that was left out is not counted."""
         if self._guard is not None and self._session is not None and self._is_at_work:
             with self._session.contained("the guard"):
-                if self._action == "skip":
+                if self._leaves_out:
                     state.global_step -= 1
                 self._guard.end()
-        self._action, self._step = "", None
+        self._leaves_out, self._step = False, None
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Writes the report; takes hooks and live patches out."""
@@ -355,6 +355,7 @@ class RanumCallback(TrainerCallback):
         make: dict[str, Callable[[], Remedy]] = {
             "retry": Retry,
             "skip": Skip,
+            "clip_gradients": ClipGradients,
             "clip": partial(InsertClip, session, learning_rate_factor=factor),
             "rollback": partial(Rollback, learning_rate_factor=factor),
         }

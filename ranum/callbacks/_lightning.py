@@ -36,14 +36,21 @@ from ranum.callbacks._session import Session, checked
 from ranum.callbacks._trials import Trials, has_choice_of_batch_size, saved_state
 from ranum.errors import ArgumentError, MissingExtraError, RanumWarning
 from ranum.guards.guard import Guard
-from ranum.guards.recovery import Fault, Remedy, Retry, Rollback, Skip
-from ranum.guards.symptoms import Symptom, default_symptoms
+from ranum.guards.recovery import ClipGradients, Fault, Remedy, Retry, Rollback, Skip
+from ranum.guards.symptoms import Symptom, codes_of, default_symptoms
 from ranum.guards.types import History
 from ranum.repair.search import SearchSpace, repair_configuration
 from ranum.repair.search.surgery import read_configuration
 
-RemedyName = Literal["retry", "skip", "clip", "rollback", "repair"]
-REMEDIES: tuple[RemedyName, ...] = ("retry", "skip", "clip", "rollback", "repair")
+RemedyName = Literal["retry", "skip", "clip_gradients", "clip", "rollback", "repair"]
+REMEDIES: tuple[RemedyName, ...] = (
+    "retry",
+    "skip",
+    "clip_gradients",
+    "clip",
+    "rollback",
+    "repair",
+)
 _CHECKPOINT_KEY = "ranum"
 LEARNING_RATE_FACTOR = 10**-0.5
 """Every way back lowers the learning rate by half a decade: two make AutoTrainer's x 0.1."""
@@ -69,11 +76,16 @@ class GuardCallback:
         analyze: "step" analyses the first training step; "off" does not.
         on_fault: Remedies, mildest first; one that does not fit a fault is passed over.
             "retry" trains on the batch once more if the fault did not come again when the step
-            was replayed, "skip" leaves out a batch that is itself not finite, "clip" goes back
+            was replayed, "skip" leaves out a batch that is itself not finite, "clip_gradients"
+            clips gradients for a while at twice their usual norm if one explodes, "clip" goes back
             to the last good snapshot and inserts the clamp the analysis proposes, "rollback"
-            goes back and lowers the learning rate, "repair" searches a configuration that
-            trains and restarts from it. When none is left, training stops. Going back means
+            goes back and lowers the learning rate for a while, "repair" searches a configuration
+            that trains and restarts from it. When none is left, training stops. Going back means
             the data too, within an epoch: the batches since the snapshot come again.
+        act_on: Symptoms by code or name whose warnings "repair" acts on as well: a run that
+            learns nothing is not broken in any single step, and by default only told of.
+            `("VanishingGradient", "DyingReLU", "SlowConvergence", "OscillatingLoss")` makes the
+            callback do what AutoTrainer does.
         search: What the repair may change; the default space if None.
         search_budget: Trainings of the search: a number, or "20x", the time of 20 of them.
         symptoms: The rules that watch the run; `ranum.guards.default_symptoms()` if None.
@@ -95,6 +107,7 @@ class GuardCallback:
         analyze: Literal["step", "off"] = "step",
         on_fault: Sequence[RemedyName] = REMEDIES,
         *,
+        act_on: Sequence[str] = (),
         search: SearchSpace | None = None,
         search_budget: int | str = 20,
         symptoms: Sequence[Symptom] | None = None,
@@ -109,6 +122,7 @@ class GuardCallback:
         super().__init__()
         self.analyze = analyze_option(analyze)
         self.on_fault: tuple[RemedyName, ...] = remedies_option(on_fault, REMEDIES)
+        self.act_on = tuple(sorted(codes_of(act_on)))
         self.search = checked(
             "search",
             search,
@@ -135,7 +149,7 @@ class GuardCallback:
         self._initial: dict[str, Tensor] = {}
         self._allowed: tuple[RemedyName, ...] = self.on_fault
         self._restart: Restart | None = None
-        self._action = ""
+        self._leaves_out = False
         self._is_analysed = False
         self._incident_dir: Path | None = None
 
@@ -303,8 +317,8 @@ class GuardCallback:
                 self._initial = saved_state(pl_module)  # lazy layers have got their shapes
             decision = guard.decide(self._loss, epoch=trainer.current_epoch)
             session.decision(decision)
-            self._action = "" if decision.incident is None else decision.incident.action
-            if self._action == "skip":
+            self._leaves_out = decision.leaves_out
+            if decision.leaves_out:
                 guard.snapshots.take_settings()
             if decision.stop:
                 trainer.should_stop = True
@@ -319,9 +333,9 @@ class GuardCallback:
             return
         with session.contained("the guard"):
             guard.end()
-            position, action = self._position, self._action
-            self._action = ""
-            if position is not None and not position.batch_ends() and action == "skip":
+            position, leaves_out = self._position, self._leaves_out
+            self._leaves_out = False
+            if position is not None and not position.batch_ends() and leaves_out:
                 position.leave_out()
                 guard.snapshots.restore_settings()
             if self._restart is not None and not self._restart.is_begun:
@@ -370,11 +384,13 @@ class GuardCallback:
             return
         is_known = type(trainer.strategy).__name__ in ("DDPStrategy", "ModelParallelStrategy")
         self._allowed = tuple(
-            name for name in self.on_fault if is_known and name in ("retry", "skip", "rollback")
+            name
+            for name in self.on_fault
+            if is_known and name in ("retry", "skip", "clip_gradients", "rollback")
         )
         what = (
-            "only gradients, which all processes share, are judged, and the ways back are "
-            "'retry', 'skip' and 'rollback'"
+            "only gradients, which all processes share, are judged, and the remedies are "
+            "'retry', 'skip', 'clip_gradients' and 'rollback'"
             if is_known
             else f"{type(trainer.strategy).__name__} is not known; a fault stops training"
         )
@@ -400,6 +416,7 @@ class GuardCallback:
             optimizers,
             symptoms=_symptoms(len(optimizers)) if self.symptoms is None else self.symptoms,
             remedies=self._remedies(trainer, pl_module),
+            act_on=self.act_on,
             sample_every=self.sample_every,
             snapshot_every=self.snapshot_every,
             schedulers=[config.scheduler for config in trainer.lr_scheduler_configs],
@@ -417,6 +434,7 @@ class GuardCallback:
         make: dict[str, Callable[[], Remedy]] = {
             "retry": Retry,
             "skip": Skip,
+            "clip_gradients": ClipGradients,
             "clip": partial(InsertClip, session, learning_rate_factor=factor),
             "rollback": partial(Rollback, learning_rate_factor=factor),
             "repair": lambda: RepairConfiguration(partial(self._repair, trainer, pl_module)),

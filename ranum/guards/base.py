@@ -369,7 +369,7 @@ class GuardBase:
         known = len(self._monitor.internal_faults)
         findings = self._monitor.observe(reading)
         self._faults += self._monitor.internal_faults[known:]
-        is_limited = self._clip(reading)
+        is_limited = self._is_limited(reading)
         finding = next((one for one in findings if self._is_fault(one, is_limited)), None)
         if finding is None and withheld is not None:
             finding, findings = withheld, (withheld, *findings)
@@ -388,17 +388,10 @@ class GuardBase:
             return False
         return finding.severity == "fault"
 
-    def _clip(self, reading: Reading) -> bool:
-        """Scales the gradients down if `limit_gradients` asks for it; True if it holds now."""
-        if self._limit is None or not is_finite(reading) or reading.bad_state:
-            return False
-        norm, until = self._limit
-        if self._step >= until:
-            self._limit = None
-            return False
-        if reading.grad_norm is not None and reading.grad_norm > norm:
-            self._multiply_gradients(norm / reading.grad_norm)
-        return True
+    def _is_limited(self, reading: Reading) -> bool:
+        """True if gradients are clipped in this step, as `limit_gradients` asks for."""
+        is_on = self._limit is not None and self._step < self._limit[1]
+        return is_on and is_finite(reading) and not reading.bad_state
 
     def _act_on_warnings(self, findings: tuple[Finding, ...], reading: Reading) -> Decision:
         """Lets the remedies act on warnings of `act_on`; the step is taken if none fits."""
@@ -535,9 +528,6 @@ class GuardBase:
 
     def _multiply_rates(self, factor: float) -> None:
         """Multiplies all learning rates, in a way that lasts."""
-
-    def _multiply_gradients(self, factor: float) -> None:
-        """Multiplies the gradients of the step at hand."""
 
     def _is_scaler_at_work(self, reading: Reading) -> bool:
         """True if the gradients are not finite because a scaler is looking for its scale."""

@@ -348,7 +348,7 @@ class Guard(GuardBase):
     def _read(self, loss: Tensor | float | None, epoch: int) -> Reading:
         if processes.is_shared():
             loss = None  # each process has its own; the gradients, which are shared, decide
-        return self._reader.read(
+        reading = self._reader.read(
             step=self._step,
             loss=loss,
             optimizer=self.optimizers,
@@ -356,6 +356,8 @@ class Guard(GuardBase):
             # Of several processes each has statistics of its own; they must decide alike.
             buffers=() if processes.is_shared() else self.snapshots.buffers_before,
         )
+        self._clip(reading)
+        return reading
 
     def _save(self, finding: Finding, reading: Reading, culprit: Culprit | None) -> Path | None:
         """Writes the step to a file; None if none is wanted."""
@@ -417,11 +419,17 @@ class Guard(GuardBase):
         multiply_learning_rates(self.optimizers, self.snapshots.schedulers, factor)
 
     @torch.no_grad()
-    def _multiply_gradients(self, factor: float) -> None:
-        parameters = [p for one in self.optimizers for g in one.param_groups for p in g["params"]]
-        for parameter in {id(p): p for p in (*self.model.parameters(), *parameters)}.values():
-            if parameter.grad is not None:
-                parameter.grad.mul_(factor)
+    def _clip(self, reading: Reading) -> None:
+        """Scales the gradients of this step down to the norm of `limit_gradients`."""
+        norm = reading.grad_norm
+        if self._limit is None or norm is None or not self._is_limited(reading):
+            return
+        if norm > self._limit[0]:
+            groups = [group for one in self.optimizers for group in one.param_groups]
+            trained = [parameter for group in groups for parameter in group["params"]]
+            parameters = {id(p): p for p in (*self.model.parameters(), *trained)}.values()
+            for gradient in [p.grad for p in parameters if p.grad is not None]:
+                gradient.mul_(self._limit[0] / norm)
 
     def _is_shared(self) -> bool:
         return processes.is_shared()

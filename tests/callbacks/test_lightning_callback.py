@@ -368,6 +368,33 @@ def test_a_search_may_find_that_clipping_is_enough(pl, tmp_path):
     assert finite(lit)
 
 
+def test_a_run_that_learns_nothing_is_repaired_where_that_is_asked_for(pl, tmp_path):
+    pytest.importorskip("optuna")
+    from ranum.guards.symptoms import SlowConvergence
+
+    def tiny(lit: Any) -> Any:
+        return torch.optim.Adam(lit.parameters(), lr=1e-9)
+
+    def run(**options: Any) -> tuple[Any, Any]:
+        rule = SlowConvergence(patience=60, progress=0.9, improvement=0.9)
+        guard = callback(pl, symptoms=[rule], search_budget=4, analyze="off", **options)
+        lit = module(pl, lambda lit, batch: (lit.net(batch[0]) - 3).square().mean(), tiny)
+        trainer(pl, tmp_path, guard, max_epochs=3).fit(lit, loader(batches=40, size=16))
+        return guard, lit
+
+    told, _ = run()
+    assert [finding.code for finding in told.history.findings] == ["RN206"]
+    assert told.repair is None
+    guard, lit = run(act_on=["SlowConvergence"])
+    assert guard.history.incidents[0].finding.code == "RN206"
+    assert guard.history.incidents[0].action == "repair"
+    assert guard.repair.is_repaired
+    assert finite(lit)
+    assert guard.history.readings[-1].learning_rate > 1e-9
+    last = guard.history.incidents[-1].step
+    assert len(guard.history.readings) >= last + 3 * 40
+
+
 def test_a_hopeless_configuration_is_searched_and_training_restarts(pl, tmp_path):
     pytest.importorskip("optuna")
 
