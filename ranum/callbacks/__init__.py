@@ -1,7 +1,8 @@
 """Adapters: the guard in somebody else's training loop.
 
 `RanumCallback` here fits the Lightning namespace that is imported already, or both; the
-modules `lightning` and `pytorch_lightning` have one for each by name.
+modules `lightning` and `pytorch_lightning` have one for each by name. `huggingface` has the one for
+its Trainer, `fabric` a guard for loops on Lightning Fabric.
 """
 
 from __future__ import annotations
