@@ -206,6 +206,8 @@ class RanumCallback(TrainerCallback):
                 if self._leaves_out:
                     state.global_step -= 1
                 self._guard.end()
+                if control.should_save:
+                    self._check_at_rest(state)
         self._leaves_out, self._step = False, None
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -216,10 +218,21 @@ class RanumCallback(TrainerCallback):
         self._handles.clear()
         if session is None:
             return
+        if guard is not None and self._is_at_work:
+            with session.contained("the guard"):
+                self._check_at_rest(state)
         session.finish(self.history, "training finished")
         if guard is not None:
             with session.contained("the guard"):
                 guard.close()
+
+    def _check_at_rest(self, state: Any) -> None:
+        """Keeps a damaged state out of checkpoints, and out of what training ends with."""
+        assert self._guard is not None
+        assert self._session is not None
+        decision = self._guard.check_at_rest(epoch=int(state.epoch or 0))
+        if decision is not None:
+            self._session.decision(decision)
 
     # --- one step ---------------------------------------------------------------------------
 

@@ -29,7 +29,7 @@ from ranum.callbacks._options import (
     steps_option,
     symptoms_option,
 )
-from ranum.callbacks._position import LightningPosition
+from ranum.callbacks._position import LightningPosition, saves_weights_only
 from ranum.callbacks._remedies import InsertClip, RepairConfiguration
 from ranum.callbacks._restart import Restart
 from ranum.callbacks._session import Session, checked
@@ -200,8 +200,10 @@ class GuardCallback:
     # Not `state_dict`: Lightning refuses two callbacks of one class that have one.
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Keeps the state of the guard that is at work in the checkpoint."""
+        """Keeps the state of the guard that is at work in the checkpoint, and damage out of it."""
         if self._session is not None:
+            # What the checkpoint refers to are the weights themselves: going back mends both.
+            self._check_at_rest(trainer)
             checkpoint[_CHECKPOINT_KEY] = self.state()
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
@@ -341,9 +343,18 @@ class GuardCallback:
             if self._restart is not None and not self._restart.is_begun:
                 self._restart.begin(trainer, pl_module)
                 self._make_guard(trainer, pl_module)
+        if saves_weights_only(trainer, step=True):
+            self._check_at_rest(trainer)
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """Looks at the weights before they are saved alone."""
+        if not trainer.sanity_checking and saves_weights_only(trainer, step=False):
+            self._check_at_rest(trainer)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Rewinds the epoch counter after a restart."""
+        """Looks at the weights before they are saved alone; rewinds the epoch after a restart."""
+        if saves_weights_only(trainer, step=False):
+            self._check_at_rest(trainer)
         if self._session is not None and self._restart is not None:
             with self._session.contained("the restart"):
                 self._restart.rewind(trainer)
@@ -351,6 +362,7 @@ class GuardCallback:
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Writes the report."""
+        self._check_at_rest(trainer)
         self._finish("training finished")
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
@@ -363,6 +375,16 @@ class GuardCallback:
             self._finish("training ended")
 
     # --- inside -----------------------------------------------------------------------------
+
+    def _check_at_rest(self, trainer: Any) -> None:
+        """Keeps a damaged state out of checkpoints."""
+        session, guard = self._session, self._guard
+        if session is None or guard is None or not session.is_on("the guard"):
+            return
+        with session.contained("the guard"):
+            decision = guard.check_at_rest(epoch=trainer.current_epoch)
+            if decision is not None:
+                session.decision(decision)
 
     def _finish(self, outcome: str) -> None:
         session = self._session

@@ -18,6 +18,22 @@ from ranum.guards.rewind import BatchLog
 _RESULT = ("value", "cumulated_batch_size", "_forward_cache", "_computed", "has_reset")
 
 
+def saves_weights_only(trainer: Any, *, step: bool) -> bool:
+    """True if a checkpoint may be written now of which callbacks are not told.
+
+    Args:
+        trainer: Lightning's.
+        step: After a step, not after an epoch or a validation.
+    """
+    for one in trainer.checkpoint_callbacks:
+        if getattr(one, "save_weights_only", False):
+            every = getattr(one, "_every_n_train_steps", 0)
+            is_timed = getattr(one, "_train_time_interval", None) is not None
+            if not step or is_timed or (every and trainer.global_step % every == 0):
+                return True
+    return False
+
+
 @dataclass(frozen=True, slots=True)
 class Mark:
     """A place in a run.

@@ -452,14 +452,7 @@ class GuardBase:
         self._contained("snapshots", self._snapshots.restore_buffers)
         culprit, is_transient, file = None, False, ""
         if reading.bad_state and is_finite(reading):
-            culprit = Culprit(
-                op="",
-                phase="forward",
-                source=UNKNOWN,
-                outcome="NaN or Inf",
-                cause="weights",
-                name=reading.bad_state,
-            )
+            culprit = damage(reading.bad_state)
         elif not is_finite(reading):
             culprit, is_transient = self._culprit()
             self._withhold()
@@ -632,6 +625,13 @@ class GuardBase:
             if match is not None and hasattr(remedy, "load_state_dict"):
                 saved.remove(match)
                 remedy.load_state_dict(match[1])
+
+
+def damage(name: str) -> Culprit:
+    """The culprit where a weight, buffer or moment has been found not to be finite at rest."""
+    return Culprit(
+        op="", phase="forward", source=UNKNOWN, outcome="NaN or Inf", cause="weights", name=name
+    )
 
 
 def _incident(data: Mapping[str, Any]) -> Incident:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ranum.errors import ArgumentError
 from ranum.guards import _processes as processes
 from ranum.guards._shards import any_sharded, is_flattened
-from ranum.guards.base import ALL, Decision, GuardBase, T, TrainingStopped
+from ranum.guards.base import ALL, Decision, GuardBase, T, TrainingStopped, damage
 from ranum.guards.culprit import find_culprit
 from ranum.guards.health import is_finite
 from ranum.guards.incident_file import save_incident
@@ -25,7 +25,7 @@ from ranum.guards.readings import TorchReader
 from ranum.guards.recovery import Remedy
 from ranum.guards.rewind import LoaderPosition, Position
 from ranum.guards.snapshot import Snapshots, Stateful, as_optimizers
-from ranum.guards.symptoms import Symptom
+from ranum.guards.symptoms import NonFinite, Symptom
 from ranum.guards.types import Culprit, Finding, History, Incident, Reading
 
 __all__ = ["Decision", "Guard", "Step", "TrainingStopped"]
@@ -305,6 +305,50 @@ class Guard(GuardBase):
         self._batches.clear()
         self._parts = []
         self._drop_candidate()
+
+    def check_at_rest(self, *, epoch: int = 0) -> Decision | None:
+        """Call between steps, before the state of the run is saved: no damaged state is kept.
+
+        Looks at all weights, buffers and moments. If one is not finite (a flipped bit, a write by
+        somebody else), the newest snapshot is gone back to, and the data goes on.
+
+        Args:
+            epoch: Counting from 0.
+
+        Returns:
+            What was done, told as `decide` tells it; None if all is well, or a step is being taken.
+        """
+        if self._is_open:
+            return None
+        bad = next(iter(self._contained("snapshots", self.snapshots.bad_now) or ()), "")
+        if self._agree(not bad):
+            return None
+        name = bad or "the state of another process"
+        finding = Finding(
+            code=NonFinite.code,
+            symptom=NonFinite.__name__,
+            step=self._step,
+            severity="fault",
+            message=f"{name} is not finite; found before the state was saved.",
+            where=bad,
+        )
+        back_to = self.go_back(rewind=False)
+        done = "there is no snapshot to go back to"
+        if back_to is not None:
+            done = f"went back to step {back_to} before anything was saved"
+        incident = Incident(
+            step=self._step,
+            epoch=epoch,
+            finding=finding,
+            culprit=damage(name),
+            action="rollback" if back_to is not None else "go on",
+            detail=done,
+            back_to=back_to,
+        )
+        self._incidents.append(incident)
+        decision = Decision(proceed=False, incident=incident, findings=(finding,))
+        self._tell(decision)
+        return decision
 
     def close(self) -> None:
         """Removes all hooks and frees the snapshots; the history stays."""

@@ -171,16 +171,20 @@ class Snapshots:
         device.
         """
         latest = next(iter(self._all()), None)
-        if latest is None:
-            return []
-        named = [
-            (name, tensor)
-            for name, tensor in self._contents(latest)
-            if tensor.is_floating_point() and tensor.numel() and type(tensor) is Tensor
-        ]
+        return [] if latest is None else self._bad(self._contents(latest))
+
+    def bad_now(self) -> list[str]:
+        """Names of weights, buffers and moments of now that are not finite, and were so at first.
+
+        Named as in `bad_in_latest`. Reads from the device.
+        """
+        return self._bad(self._live())
+
+    def _bad(self, named: Iterable[tuple[str, Tensor]]) -> list[str]:
         groups: dict[Any, list[tuple[str, Tensor]]] = {}
         for name, tensor in named:
-            groups.setdefault((tensor.device, tensor.dtype), []).append((name, tensor))
+            if tensor.is_floating_point() and tensor.numel() and type(tensor) is Tensor:
+                groups.setdefault((tensor.device, tensor.dtype), []).append((name, tensor))
         bad = []
         for group in groups.values():
             # A sum is the quickest look: squares of small moments would be subnormal, and slow.
@@ -193,6 +197,21 @@ class Snapshots:
                 if not is_good and not bool(tensor.isfinite().all())
             ]
         return [name for name in bad if name not in self._usual]
+
+    def _live(self) -> Iterator[tuple[str, Tensor]]:
+        parameters = self._parameters()
+        names = {id(parameter): name for name, parameter in parameters.items()}
+        for name, parameter in parameters.items():
+            yield name, local(parameter.detach())
+        for number, (_, name, buffer) in enumerate(buffers(tables(self.model))):
+            if buffer is not None:
+                yield f"buffer {number} ({name})", local(buffer.detach())
+        for optimizer in self.optimizers:
+            for key, entries in optimizer.state.items():
+                for name, value in entries.items() if isinstance(entries, dict) else ():
+                    if isinstance(value, Tensor):
+                        where = names.get(id(key), "a parameter")
+                        yield f"{name} of {where}", local(value.detach())
 
     def _contents(self, snapshot: _Snapshot) -> Iterator[tuple[str, Tensor]]:
         names = {id(p): name for name, (p, _) in snapshot.parameters.items()}

@@ -569,3 +569,51 @@ def test_a_fault_inside_ranum_is_reported_once_and_training_goes_on(pl, tmp_path
         assert torch.equal(tensor, guarded.state_dict()[name])
     with pytest.raises(ZeroDivisionError, match="ours"):
         trainer(pl, tmp_path, callback(pl, strict=True)).fit(module(pl), loader())
+
+
+# --- checkpoints ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"every_n_train_steps": 6},
+        {"every_n_train_steps": 6, "save_weights_only": True},
+        {"save_weights_only": True},
+        {"monitor": "val"},
+        {"save_last": True},
+    ],
+)
+def test_no_checkpoint_holds_a_weight_that_was_damaged_at_rest(pl, tmp_path, options):
+    class Flip(pl.Callback):
+        """Damages a weight after the last step before each checkpoint."""
+
+        def on_train_batch_end(self, trainer: Any, lit: Any, *args: Any) -> None:
+            if trainer.global_step in (6, 12):
+                with torch.no_grad():
+                    lit.net[0].weight[0, 0] = torch.nan
+
+    def run(*callbacks: Any) -> list[dict[str, Any]]:
+        folder = tmp_path / str(len(callbacks))
+        checkpoint = importlib.import_module(f"{pl.__name__}.callbacks").ModelCheckpoint(
+            folder, save_top_k=-1, **options
+        )
+        lit = module(pl)
+        options_ = {"enable_checkpointing": True, "limit_val_batches": 2}
+        trainer(pl, tmp_path, *callbacks, checkpoint, **options_).fit(
+            lit, loader(batches=6), loader(batches=2)
+        )
+        return [torch.load(one, weights_only=False) for one in sorted(folder.glob("*.ckpt"))]
+
+    def is_finite(saved: dict[str, Any]) -> bool:
+        return all(bool(tensor.isfinite().all()) for tensor in saved["state_dict"].values())
+
+    assert not all(map(is_finite, run(Flip())))
+    guard = callback(pl, analyze="off", snapshot_every=2)
+    saved = run(Flip(), guard)
+    assert saved
+    assert all(map(is_finite, saved))
+    incidents = guard.history.incidents
+    assert [incident.action for incident in incidents] == ["rollback"] * 2
+    assert incidents[0].culprit.name == "net.0.weight"
+    assert incidents[0].detail.endswith("before anything was saved")

@@ -892,3 +892,51 @@ def test_a_decision_says_whether_the_batch_is_left_out():
     assert not decision.proceed
     assert not decision.leaves_out
     assert not run.step(*batch(2)).leaves_out
+
+
+# --- damage at rest -----------------------------------------------------------------------------
+
+
+def damage_weight(run):
+    with torch.no_grad():
+        run.model[0].weight[0, 0] = torch.inf
+
+
+def damage_buffer(run):
+    run.model[1].running_var[0] = torch.nan
+
+
+def damage_moment(run):
+    run.optimizer.state[run.model[0].weight]["exp_avg"][0, 0] = torch.nan
+
+
+@pytest.mark.parametrize("harm", [damage_weight, damage_buffer, damage_moment])
+def test_damage_at_rest_is_found_before_the_state_is_saved(harm):
+    told = []
+    run = Run(snapshot_every=2, remedies=["rollback"], on_incident=told.append)
+    for i in range(12):
+        run.step(*batch(i))
+    assert run.guard.check_at_rest() is None
+    harm(run)
+    decision = run.guard.check_at_rest(epoch=3)
+    assert decision.incident is told[0]
+    assert decision.incident.culprit.cause == "weights"
+    assert decision.incident.epoch == 3
+    assert 8 <= decision.incident.back_to < 12
+    assert run.guard.check_at_rest() is None
+    assert run.step(*batch(12)).proceed
+
+
+def test_without_a_snapshot_damage_at_rest_is_told_only():
+    run = Run()
+    damage_weight(run)
+    incident = run.guard.check_at_rest().incident
+    assert incident.action == "go on"
+    assert incident.back_to is None
+
+
+def test_a_mask_of_infinities_is_no_damage():
+    run = Run()
+    run.model.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+    run.step(*batch(0))
+    assert run.guard.check_at_rest() is None
