@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ranum.analysis.capture.program import Program
 from ranum.callbacks._options import (
     analyze_option,
+    interval_option,
     path_option,
     remedies_option,
     seconds_option,
@@ -70,7 +71,8 @@ class RanumCallback(TrainerCallback):
             When none is left, training stops.
         symptoms: The rules that watch the run; `ranum.guards.default_symptoms()` if None.
         sample_every: Steps between readings of per-layer statistics.
-        snapshot_every: Steps between snapshots for going back to.
+        snapshot_every: Steps between snapshots for going back to; "auto" lets them take at most
+            1 % of the training time.
         confirm_seconds: Time for proving defects by failing inputs, wall clock; 0 proves none.
         log_dir: Where the report goes; "ranum_report" in the `output_dir` if None.
         verbose: Tell the story in the terminal.
@@ -87,7 +89,7 @@ class RanumCallback(TrainerCallback):
         *,
         symptoms: Sequence[Symptom] | None = None,
         sample_every: int = 10,
-        snapshot_every: int = 50,
+        snapshot_every: int | str = 50,
         confirm_seconds: float = 10.0,
         log_dir: str | Path | None = None,
         verbose: bool = True,
@@ -97,7 +99,7 @@ class RanumCallback(TrainerCallback):
         self.on_fault: tuple[RemedyName, ...] = remedies_option(on_fault, REMEDIES)
         self.symptoms = symptoms_option(symptoms)
         self.sample_every = steps_option("sample_every", sample_every)
-        self.snapshot_every = steps_option("snapshot_every", snapshot_every)
+        self.snapshot_every = interval_option("snapshot_every", snapshot_every)
         self.confirm_seconds = seconds_option("confirm_seconds", confirm_seconds)
         self.log_dir = path_option("log_dir", log_dir)
         self.verbose = bool(verbose)

@@ -23,6 +23,7 @@ from ranum.analysis.capture.lightning import lightning_program
 from ranum.analysis.scan import Batches
 from ranum.callbacks._options import (
     analyze_option,
+    interval_option,
     path_option,
     remedies_option,
     seconds_option,
@@ -90,7 +91,8 @@ class GuardCallback:
         search_budget: Trainings of the search: a number, or "20x", the time of 20 of them.
         symptoms: The rules that watch the run; `ranum.guards.default_symptoms()` if None.
         sample_every: Steps between readings of per-layer statistics.
-        snapshot_every: Steps between snapshots for going back to.
+        snapshot_every: Steps between snapshots for going back to; "auto" lets them take at most
+            1 % of the training time.
         confirm_seconds: Time for proving defects by failing inputs, wall clock; 0 proves none.
         training_seconds: Time for training runs into the defects that fail for some weights
             only, with the run's own optimizer, if it has one; 0 looks for none.
@@ -112,7 +114,7 @@ class GuardCallback:
         search_budget: int | str = 20,
         symptoms: Sequence[Symptom] | None = None,
         sample_every: int = 10,
-        snapshot_every: int = 50,
+        snapshot_every: int | Literal["auto"] = 50,
         confirm_seconds: float = 10.0,
         training_seconds: float = 0.0,
         log_dir: str | None = None,
@@ -132,7 +134,7 @@ class GuardCallback:
         self.search_budget = search_budget
         self.symptoms = symptoms_option(symptoms)
         self.sample_every = steps_option("sample_every", sample_every)
-        self.snapshot_every = steps_option("snapshot_every", snapshot_every)
+        self.snapshot_every = interval_option("snapshot_every", snapshot_every)
         self.confirm_seconds = seconds_option("confirm_seconds", confirm_seconds)
         self.training_seconds = seconds_option("training_seconds", training_seconds)
         self.log_dir = path_option("log_dir", log_dir)

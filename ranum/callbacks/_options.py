@@ -53,6 +53,11 @@ def steps_option(name: str, value: Any) -> int:
     return found
 
 
+def interval_option(name: str, value: Any) -> int | str:
+    """A number of steps, or "auto"."""
+    return value if value == "auto" else steps_option(name, value)
+
+
 def seconds_option(name: str, value: Any) -> float:
     """A time; 0 for none."""
     found: float = checked(name, value, "0 or more seconds", lambda one: one >= 0)

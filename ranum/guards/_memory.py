@@ -1,8 +1,12 @@
-"""Memory for copies of tensors, allocated once and written again by fused copies."""
+"""Memory for copies of tensors, allocated once and written again by fused copies.
+
+Each copy has a sum of its bits, so that a snapshot that was damaged at rest is known to be.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,63 +25,113 @@ class Copy:
     """Stands for a tensor in saved data; plain tensors there belong to somebody else.
 
     Attributes:
-        tensor: The values; of a sharded tensor, those that this process holds.
+        tensor: The values; of a sharded tensor, those that this process holds. Of a tensor that
+            is in a file, its shape and dtype alone.
+        device: Of the tensor that was copied.
         layout: How the tensor is spread over processes; None if it is not.
     """
 
     tensor: Tensor
+    device: torch.device
     layout: Layout | None = None
 
-    def fresh(self) -> Tensor:
-        """A new tensor with these values."""
-        part = self.tensor.clone()
+    def empty(self) -> Tensor:
+        """A new tensor like the one that was copied, to be written."""
+        part = torch.empty_like(self.tensor, device=self.device)
         return part if self.layout is None else self.layout.of(part)
 
 
 class Memory:
-    """The tensors of one snapshot, written again at every take."""
+    """The tensors of one snapshot, written again at every take.
 
-    def __init__(self) -> None:
+    Args:
+        on_host: Keep them in host memory, pinned, wherever the tensors are.
+    """
+
+    def __init__(self, *, on_host: bool = False) -> None:
+        self._on_host = on_host
         self._free: defaultdict[Any, list[Tensor]] = defaultdict(list)
         self._used: list[Tensor] = []
         self._pending: Pairs = []
+        self._sums: list[Tensor] = []
+        self._event: Any = None
 
     def recycle(self) -> None:
         """All memory may be written again."""
         for tensor in self._used:
-            self._free[_kind(tensor)].append(tensor)
-        self._used, self._pending = [], []
+            self._free[_kind(tensor, tensor.device)].append(tensor)
+        self._used, self._pending, self._sums = [], [], []
 
     def store(self, live: Tensor) -> Copy:
         """Memory that holds the values of `live` after `flush`."""
-        layout = layout_of(live)
+        layout, device = layout_of(live), live.device
         live = own_part(live)
-        free = self._free.get(_kind(live))
-        saved = free.pop() if free else torch.empty_like(live)
+        place = torch.device("cpu") if self._on_host else device
+        free = self._free.get(_kind(live, place))
+        saved = free.pop() if free else self._allocated(live, place)
         self._used.append(saved)
         self._pending.append((saved, live))
-        return Copy(saved, layout)
+        return Copy(saved, device, layout)
+
+    def _allocated(self, live: Tensor, place: torch.device) -> Tensor:
+        is_pinned = place != live.device and live.is_cuda and live.layout is torch.strided
+        return torch.empty_like(live, device=place, pin_memory=is_pinned)
 
     def flush(self) -> None:
         """Copies what was stored, and frees memory that this take has no use for."""
-        copy_all(self._pending)
+        copy_all(self._pending, non_blocking=self._on_host)
+        if self._on_host and any(live.is_cuda for _, live in self._pending):
+            self._event = torch.cuda.Event()
+            self._event.record()
         self._pending = []
+        self._free.clear()
+        if self._event is None:  # what is still on its way to the host has no sum yet
+            self._sums = bit_sums(self._used)
+
+    def arrive(self) -> None:
+        """Waits for copies that are on their way to the host."""
+        event, self._event = self._event, None
+        if event is not None:
+            event.synchronize()
+            self._sums = bit_sums(self._used)
+
+    def is_intact(self) -> bool:
+        """False if a bit has changed since the tensors were copied. Reads from the device."""
+        self.arrive()
+        return are_equal(self._sums, bit_sums(self._used))
+
+    def write_to(self, pairs: Iterable[tuple[Tensor, Copy]]) -> None:
+        """Puts copies back into tensors in use."""
+        self.arrive()
+        copy_all([(target, copied.tensor) for target, copied in pairs])
+
+    def bad(self, named: Sequence[tuple[str, Copy]]) -> list[str]:
+        """Names of copies that are not finite. Reads from the device."""
+        self.arrive()
+        return bad_names([(name, copied.tensor) for name, copied in named])
+
+    def close(self) -> None:
+        """Lets go of everything."""
+        self.recycle()
         self._free.clear()
 
     @property
     def nbytes(self) -> int:
-        """Bytes held."""
+        """Bytes held in memory."""
         return sum(tensor.nbytes for tensor in self._used)
 
 
-def _kind(tensor: Tensor) -> Any:
-    return (tensor.shape, tensor.dtype, tensor.device, type(tensor))
+def _kind(tensor: Tensor, place: torch.device) -> Any:
+    return (tensor.shape, tensor.dtype, place, type(tensor))
 
 
-def copy_all(pairs: Pairs) -> None:
+# --- copies --------------------------------------------------------------------------------
+
+
+def copy_all(pairs: Pairs, *, non_blocking: bool = False) -> None:
     """Fused copies, one group for each pair of devices and dtypes."""
     for targets, sources in groups(pairs):
-        copy_fused(targets, sources)
+        copy_fused(targets, sources, non_blocking=non_blocking)
 
 
 def groups(pairs: Pairs) -> list[tuple[list[Tensor], list[Tensor]]]:
@@ -86,7 +140,7 @@ def groups(pairs: Pairs) -> list[tuple[list[Tensor], list[Tensor]]]:
     for number, (target, source) in enumerate(pairs):
         key: Any = (target.device, target.dtype, source.device, source.dtype)
         if target.layout is not torch.strided or type(source) not in (Tensor, nn.Parameter):
-            key = number  # sparse and subclassed tensors (DTensor) go one by one
+            key = number  # sparse and subclassed tensors go one by one
         targets, sources = found.setdefault(key, ([], []))
         targets.append(target)
         sources.append(source)
@@ -94,12 +148,12 @@ def groups(pairs: Pairs) -> list[tuple[list[Tensor], list[Tensor]]]:
 
 
 @torch.no_grad()
-def copy_fused(targets: list[Tensor], sources: list[Tensor]) -> None:
+def copy_fused(targets: list[Tensor], sources: list[Tensor], *, non_blocking: bool = False) -> None:
     """Copies a group, in place."""
     if len(targets) == 1:
-        targets[0].copy_(sources[0])
+        targets[0].copy_(sources[0], non_blocking=non_blocking)
     else:
-        torch._foreach_copy_(targets, sources)
+        torch._foreach_copy_(targets, sources, non_blocking)
 
 
 def fits(live: Any, saved: Tensor) -> bool:
@@ -114,3 +168,64 @@ def fits(live: Any, saved: Tensor) -> bool:
 def own_part(live: Tensor) -> Tensor:
     """What of a tensor is this process's to read and write, in the same memory."""
     return distinct(local(live.detach()))
+
+
+# --- looks ---------------------------------------------------------------------------------
+
+
+def bit_sums(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """The sum of each dense tensor's bits, read as integers, `[]`; it may wrap.
+
+    One flipped bit always changes it. Integers are as wide as they can be: the quickest way
+    through memory, half the time of a copy.
+    """
+    return [
+        _bit_sum(tensor)
+        for tensor in tensors
+        if tensor.layout is torch.strided and type(tensor) is Tensor
+    ]
+
+
+def _bit_sum(tensor: Tensor) -> Tensor:
+    begin = int(tensor.storage_offset())
+    flat = tensor.as_strided((tensor.numel(),), (1,), begin)
+    ends = flat.nbytes | begin * tensor.element_size()
+    kind = next(kind for size, kind in _INTEGERS if ends % size == 0)
+    return flat.view(kind).sum(dtype=kind)
+
+
+_INTEGERS = ((8, torch.int64), (4, torch.int32), (2, torch.int16), (1, torch.int8))
+
+
+def are_equal(sums: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    """True if all sums are the same; one read for each device and width."""
+    if len(sums) != len(others):
+        return False
+    flags: defaultdict[Any, list[Tensor]] = defaultdict(list)
+    for one, other in zip(sums, others, strict=True):
+        flags[one.device].append(one == other)
+    return all(bool(torch.stack(own).all()) for own in flags.values())
+
+
+def bad_names(named: Sequence[tuple[str, Tensor]]) -> list[str]:
+    """Names of floating tensors with an element that is not finite. Reads from the device."""
+    by_kind: dict[Any, list[tuple[str, Tensor]]] = {}
+    for name, tensor in named:
+        if tensor.is_floating_point() and tensor.numel() and type(tensor) is Tensor:
+            one = tensor.float() if tensor.element_size() == 1 else tensor  # float8 has no sum
+            by_kind.setdefault((one.device, one.dtype), []).append((name, one))
+    return [name for group in by_kind.values() for name in _bad_of_a_kind(group)]
+
+
+def _bad_of_a_kind(group: Sequence[tuple[str, Tensor]]) -> Iterator[str]:
+    # A sum is the quickest look: squares of small moments would be subnormal, and slow.
+    # It is not finite if an element is not; where it overflows, a closer look follows.
+    sums = [tensor.sum(dtype=_wide(tensor.dtype)) for _, tensor in group]
+    flags = torch.stack(sums).isfinite().tolist()
+    for (name, tensor), is_good in zip(group, flags, strict=True):
+        if not is_good and not bool(tensor.isfinite().all()):
+            yield name
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype

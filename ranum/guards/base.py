@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from ranum.errors import ArgumentError, RanumError, RanumWarning
+from ranum.guards._interval import Interval
 from ranum.guards.health import Health, is_finite
 from ranum.guards.recovery import Fault, Ladder, Outcome, Remedy, default_remedies
 from ranum.guards.rewind import Position
@@ -137,24 +138,16 @@ class GuardBase:
         symptoms: Iterable[Symptom] | None = None,
         remedies: Iterable[Remedy | str] | None = None,
         act_on: Iterable[str] = (),
-        snapshot_every: int = 50,
+        snapshot_every: int | str = 50,
         strict: bool = False,
         on_finding: Callable[[Finding], Any] | None = None,
         on_incident: Callable[[Incident], Any] | None = None,
         history: History | None = None,
     ) -> None:
-        if (
-            isinstance(snapshot_every, bool)
-            or not isinstance(snapshot_every, int)
-            or snapshot_every < 1
-        ):
-            raise ArgumentError(
-                f"snapshot_every must be a positive integer; got {snapshot_every!r}."
-            )
         for name, value in (("on_finding", on_finding), ("on_incident", on_incident)):
             if value is not None and not callable(value):
                 raise ArgumentError(f"{name} must be callable or None; got {value!r}.")
-        self.snapshot_every = snapshot_every
+        self._interval = Interval(snapshot_every, self._largest)
         self.strict = strict
         self._snapshots = snapshots
         self._position = position
@@ -183,6 +176,7 @@ class GuardBase:
         self._candidate: int | None = None
         self._due: int | None = None
         self._has_first = False
+        self._is_full = False
         self._went_back = False
         self._next_snapshot = self._step
         self._marks: dict[int, Any] = {}
@@ -197,6 +191,11 @@ class GuardBase:
     def history(self) -> History:
         """Everything seen so far; a live view that grows with the run."""
         return self._history
+
+    @property
+    def snapshot_every(self) -> int:
+        """Steps between two snapshots; with "auto", as chosen so far."""
+        return self._interval.steps
 
     @property
     def current_step(self) -> int:
@@ -325,19 +324,28 @@ class GuardBase:
         for when, factor in [one for one in self._returns if one[0] <= self._step]:
             self._returns.remove((when, factor))
             self.scale_learning_rates(factor)
+        self._interval.step()
         # Of several processes each has a memory of its own; they must take snapshots alike.
         is_full = self._position.is_nearly_full and not self._is_shared()
         is_due = (self._step >= self._next_snapshot or is_full) and self._health.is_good
         if (not self._has_first or is_due) and self._snapshots.is_ready:
             self._has_first, self._due = True, self._step
-            self._next_snapshot = self._step + self.snapshot_every
             # One that cannot be taken leaves the older ones, and the buffers, as they are.
-            self._contained("taking snapshots", self._take)
+            self._interval.time(lambda: self._contained("taking snapshots", self._take))
+            self._next_snapshot = self._step + self.snapshot_every
         self._snapshots.take_buffers()
         self._here = self._position.mark()
 
     def _take(self) -> None:
-        self._snapshots.take(self._step)
+        try:
+            self._snapshots.take(self._step)
+        except (OSError, MemoryError) as error:
+            if self.strict:
+                raise
+            if not self._is_full:
+                self._is_full = True
+                self._report("taking a snapshot", error, "The older ones are kept.")
+            return
         self._candidate = self._step
         self._mark()
 
@@ -537,6 +545,10 @@ class GuardBase:
     def _sound_steps(self) -> list[int]:
         """Steps of the snapshots that can be gone back to, newest first."""
         return list(self._snapshots.steps)
+
+    def _largest(self, value: float) -> float:
+        """The largest of all processes' values."""
+        return value
 
     def _common(self, steps: list[int]) -> list[int]:
         """Those that all processes have."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ranum.errors import ArgumentError
+from ranum.errors import ArgumentError, RanumError
 from ranum.guards import _processes as processes
 from ranum.guards._shards import any_sharded, is_flattened
 from ranum.guards.base import ALL, Decision, GuardBase, T, TrainingStopped, damage
@@ -69,9 +69,15 @@ class Guard(GuardBase):
         act_on: Codes or names of symptoms whose warnings the remedies act on as well; the built-in
             ones leave them alone, see `ranum.RanumCallback` for one that does not.
         sample_every: Steps between two measurements of every layer.
-        snapshot_every: Steps between two snapshots, taken only while training goes well.
+        snapshot_every: Steps between two snapshots, taken only while training goes well. "auto"
+            times the first ones, and lets them take at most 1 % of the training time, every 10 to
+            1000 steps.
+        snapshot_to: Where snapshots are kept: "auto", "device", "host", "disk" or a folder; see
+            `Snapshots`.
         schedulers: Schedulers, or anything with `state_dict` and `load_state_dict` that has
             to go back with the weights.
+        also: More that has to go back: modules, such as an average of the weights
+            (`AveragedModel`), and whatever has `state_dict` and `load_state_dict`.
         scaler: The gradient scaler of float16 training. Its own skipped steps, while it
             looks for a scale, are not faults.
         keep: Snapshots kept besides the first.
@@ -105,8 +111,10 @@ class Guard(GuardBase):
         remedies: Iterable[Remedy | str] | None = None,
         act_on: Iterable[str] = (),
         sample_every: int = 10,
-        snapshot_every: int = 50,
+        snapshot_every: int | str = 50,
+        snapshot_to: str | Path = "auto",
         schedulers: Iterable[Stateful] = (),
+        also: Iterable[Any] = (),
         scaler: Any = None,
         keep: int = 2,
         strict: bool = False,
@@ -129,7 +137,13 @@ class Guard(GuardBase):
         self.optimizers = as_optimizers(optimizer)
         self.scaler = scaler
         self.snapshots = Snapshots(
-            model, self.optimizers, schedulers=schedulers, scaler=scaler, keep=keep
+            model,
+            self.optimizers,
+            schedulers=schedulers,
+            scaler=scaler,
+            keep=keep,
+            to=snapshot_to,
+            also=also,
         )
         super().__init__(
             self.snapshots,
@@ -153,6 +167,7 @@ class Guard(GuardBase):
         self._incident_dir = None if incident_dir is None else Path(incident_dir)
         self.backward = backward
         self._to_blame = 0
+        self._damaged: set[int] = set()
         self._reduce = processes.agree if agree is None else agree
 
     def __repr__(self) -> str:
@@ -480,6 +495,19 @@ class Guard(GuardBase):
 
     def _agree(self, answer: bool) -> bool:
         return self._reduce(answer)
+
+    def _largest(self, value: float) -> float:
+        return processes.largest(value)
+
+    def _sound_steps(self) -> list[int]:
+        steps = self.snapshots.steps
+        sound = [step for step in steps if self.snapshots.is_sound(step)]
+        damaged = sorted(set(steps) - set(sound) - self._damaged)
+        if damaged:
+            self._damaged.update(damaged)
+            error = RanumError(f"that of step {', '.join(map(str, damaged))} has been damaged")
+            self._report("a snapshot", error, "An older one is used.")
+        return sound
 
     def _common(self, steps: list[int]) -> list[int]:
         everyone = processes.gathered(steps)

@@ -9,10 +9,8 @@ run without the fault would have seen.
 from __future__ import annotations
 
 import copy
-import os
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -21,6 +19,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from ranum._untouched import RandomState, random_state, set_random_state
+from ranum.guards._places import available_memory
 from ranum.guards.culprit import named_tensors
 
 SHARE_OF_MEMORY = 0.05
@@ -241,16 +240,4 @@ def _apart(value: Any) -> Any:
 
 def free_memory() -> int:
     """Bytes for kept batches: a share of what is free on this machine or in this container."""
-    free: list[int] = []
-    with suppress(OSError, ValueError, AttributeError):
-        free.append(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    with suppress(OSError, ValueError, StopIteration):
-        with open("/proc/meminfo", encoding="ascii") as file:
-            line = next(line for line in file if line.startswith("MemAvailable"))
-        free = [int(line.split()[1]) * 1024]
-    with suppress(OSError, ValueError):
-        with open("/sys/fs/cgroup/memory.max", encoding="ascii") as file:
-            most = int(file.read())
-        with open("/sys/fs/cgroup/memory.current", encoding="ascii") as file:
-            free.append(most - int(file.read()))
-    return max(int(SHARE_OF_MEMORY * min(free, default=0)), LEAST_MEMORY)
+    return max(int(SHARE_OF_MEMORY * (available_memory() or 0)), LEAST_MEMORY)

@@ -1,9 +1,9 @@
-"""Exact training state in memory, and the way back to it.
+"""Exact training state, and the way back to it.
 
-A snapshot lives on the devices of the tensors it copies, in memory that is allocated once
-and written again by fused copies. Going back writes into the tensors in use, so views,
-optimizers and compiled graphs that hold them stay valid; the same batches then give the
-same bits as an uninterrupted run.
+A snapshot lives on the devices of the tensors it copies, in host memory or on disk, in memory
+that is allocated once and written again by fused copies. Going back writes into the tensors in
+use, so views, optimizers and compiled graphs that hold them stay valid; the same batches then
+give the same bits as an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +20,8 @@ from torch import Tensor, nn
 from ranum._untouched import RandomState, distinct, random_state, set_random_state
 from ranum.errors import ArgumentError, RanumError
 from ranum.guards._buffers import BufferCopies, buffers, tables
-from ranum.guards._memory import Copy, Memory, Pairs, copy_all, fits
+from ranum.guards._memory import Copy, Memory, bad_names, fits, own_part
+from ranum.guards._places import Maker, checked_place, makers
 from ranum.guards._settings import Settings, Stateful, own_copy
 from ranum.guards._shards import local, shard_again
 
@@ -36,7 +38,7 @@ class _OptimizerState:
 class _Snapshot:
     """One saved state; `buffers` by the table and the name that hold them."""
 
-    memory: Memory = field(default_factory=Memory)
+    memory: Memory
     step: int = -1
     parameters: dict[str, tuple[Tensor, Copy]] = field(default_factory=dict)
     buffers: list[tuple[dict[str, Any], str, Tensor | None, Copy | None]] = field(
@@ -54,11 +56,15 @@ class Snapshots:
     buffers, the optimizers' state and hyper-parameters, the state of schedulers and scaler,
     and the global random number generators of torch, Python and numpy. Not held: generators
     of the user's own, plain attributes of modules, what an optimizer keeps outside `state`
-    and `param_groups`, and the position in the data; pass objects with `state_dict` and
-    `load_state_dict` as `schedulers` to include more.
+    and `param_groups`, and the position in the data; pass what has `state_dict` and
+    `load_state_dict` as `also` to include more: an average of the weights (`AveragedModel`),
+    a metric.
 
     Memory: `keep` copies of parameters, buffers and optimizer state, plus one of the
-    parameters and buffers at the start (and of the optimizer state, if it had any then).
+    parameters and buffers at the start (and of the optimizer state, if it had any then). Where
+    they are put is chosen at the first snapshot: "auto" takes the device if all of them fit
+    into a quarter of what is free there, else the host (pinned), if they fit into half of
+    what is free there, else the disk; where one turns out to be full, the next.
 
     Args:
         model: The model.
@@ -67,6 +73,10 @@ class Snapshots:
             through the attribute of that name.
         scaler: A gradient scaler, or None.
         keep: Snapshots kept besides the first; at least 1.
+        to: "auto", "device", "host", "disk" (that of `tempfile`), or a folder. The files have no
+            names, and go away with the process.
+        also: Modules, whose parameters and buffers go back in place, and other things with
+            `state_dict` and `load_state_dict`.
 
     Raises:
         ArgumentError: If an argument breaks its rule.
@@ -80,6 +90,8 @@ class Snapshots:
         schedulers: Iterable[Stateful] = (),
         scaler: Stateful | None = None,
         keep: int = 2,
+        to: str | Path = "auto",
+        also: Iterable[Any] = (),
     ) -> None:
         if not isinstance(model, nn.Module):
             raise ArgumentError(f"model must be a torch.nn.Module; got {type(model).__name__}.")
@@ -89,10 +101,12 @@ class Snapshots:
         self.optimizers = as_optimizers(optimizers)
         self.schedulers = list(schedulers)
         self.scaler = scaler
-        for other in self._others():
+        self.also = list(also)
+        self.to = checked_place(to)
+        for other in (*self._others(), *self.also):
             if not hasattr(other, "state_dict") or not hasattr(other, "load_state_dict"):
                 raise ArgumentError(
-                    "schedulers and scaler must have state_dict and load_state_dict; "
+                    "schedulers, scaler and also must have state_dict and load_state_dict; "
                     f"got {type(other).__name__}."
                 )
         self.keep = keep
@@ -104,6 +118,7 @@ class Snapshots:
         self._before: RandomState | None = None
         self._settings = Settings()
         self._devices: frozenset[torch.device] | None = None
+        self._makers: list[tuple[str, Maker]] = []
 
     def __repr__(self) -> str:
         return f"Snapshots({type(self.model).__name__}, keep={self.keep}, steps={self.steps})"
@@ -124,6 +139,11 @@ class Snapshots:
         return sum(entry.memory.nbytes for entry in (*self._all(), *self._spare))
 
     @property
+    def place(self) -> str:
+        """Where they are: "device", "host" or "disk"; "" before the first."""
+        return self._makers[0][0] if self._makers else ""
+
+    @property
     def is_ready(self) -> bool:
         """False while lazy parameters or buffers have no shape yet: there is nothing to copy."""
         tensors = (*self._parameters().values(), *self.model.buffers())
@@ -138,11 +158,35 @@ class Snapshots:
 
         Raises:
             RanumError: If a lazy parameter has no shape yet; see `is_ready`.
+            OSError, MemoryError, torch.OutOfMemoryError: If there is no room. The oldest snapshot
+                may be gone then; the others are as they were.
         """
         if not self.is_ready:
             raise RanumError("the model has uninitialised lazy parameters: run a batch first.")
         shard_again(self.model)
-        snapshot = self._slot()
+        while True:
+            snapshot = None
+            try:
+                snapshot = self._slot()
+                self._fill(snapshot, step)
+                break
+            except (torch.OutOfMemoryError, MemoryError, OSError):
+                self._spare += [] if snapshot is None else [snapshot]
+                if len(self._makers) < 2:
+                    raise
+                # What is full once will be full again; snapshots that exist stay where they are.
+                del self._makers[0]
+                self._spare.clear()
+            except BaseException:
+                self._spare += [] if snapshot is None else [snapshot]
+                raise
+        if self._first is None:
+            self._first = snapshot
+            self._usual = frozenset(self.bad_in_latest())
+        else:
+            self._ring.appendleft(snapshot)
+
+    def _fill(self, snapshot: _Snapshot, step: int) -> None:
         memory = snapshot.memory
         memory.recycle()
         parameters = self._parameters()
@@ -152,17 +196,12 @@ class Snapshots:
         snapshot.parameters = {name: (p, memory.store(p)) for name, p in parameters.items()}
         snapshot.buffers = [
             (table, name, buffer, None if buffer is None else memory.store(buffer))
-            for table, name, buffer in buffers(tables(self.model))
+            for table, name, buffer in buffers(self._tables())
         ]
         snapshot.optimizers = [self._saved(one, memory, known) for one in self.optimizers]
         snapshot.others = [self._copied(other.state_dict(), known) for other in self._others()]
         snapshot.random = random_state(self._devices)
         memory.flush()
-        if self._first is None:
-            self._first = snapshot
-            self._usual = frozenset(self.bad_in_latest())
-        else:
-            self._ring.appendleft(snapshot)
 
     def bad_in_latest(self) -> list[str]:
         """Names of tensors in the newest snapshot that are not finite, and were so at first.
@@ -171,39 +210,22 @@ class Snapshots:
         device.
         """
         latest = next(iter(self._all()), None)
-        return [] if latest is None else self._bad(self._contents(latest))
+        bad = [] if latest is None else latest.memory.bad(list(self._contents(latest)))
+        return [name for name in bad if name not in self._usual]
 
     def bad_now(self) -> list[str]:
         """Names of weights, buffers and moments of now that are not finite, and were so at first.
 
         Named as in `bad_in_latest`. Reads from the device.
         """
-        return self._bad(self._live())
-
-    def _bad(self, named: Iterable[tuple[str, Tensor]]) -> list[str]:
-        groups: dict[Any, list[tuple[str, Tensor]]] = {}
-        for name, tensor in named:
-            if tensor.is_floating_point() and tensor.numel() and type(tensor) is Tensor:
-                groups.setdefault((tensor.device, tensor.dtype), []).append((name, tensor))
-        bad = []
-        for group in groups.values():
-            # A sum is the quickest look: squares of small moments would be subnormal, and slow.
-            # It is not finite if an element is not; where it overflows, a closer look follows.
-            sums = [tensor.sum(dtype=_wide(tensor.dtype)) for _, tensor in group]
-            flags = torch.stack(sums).isfinite().tolist()
-            bad += [
-                name
-                for (name, tensor), is_good in zip(group, flags, strict=True)
-                if not is_good and not bool(tensor.isfinite().all())
-            ]
-        return [name for name in bad if name not in self._usual]
+        return [name for name in bad_names(list(self._live())) if name not in self._usual]
 
     def _live(self) -> Iterator[tuple[str, Tensor]]:
         parameters = self._parameters()
         names = {id(parameter): name for name, parameter in parameters.items()}
         for name, parameter in parameters.items():
             yield name, local(parameter.detach())
-        for number, (_, name, buffer) in enumerate(buffers(tables(self.model))):
+        for number, (_, name, buffer) in enumerate(buffers(self._tables())):
             if buffer is not None:
                 yield f"buffer {number} ({name})", local(buffer.detach())
         for optimizer in self.optimizers:
@@ -213,25 +235,40 @@ class Snapshots:
                         where = names.get(id(key), "a parameter")
                         yield f"{name} of {where}", local(value.detach())
 
-    def _contents(self, snapshot: _Snapshot) -> Iterator[tuple[str, Tensor]]:
+    def _contents(self, snapshot: _Snapshot) -> Iterator[tuple[str, Copy]]:
         names = {id(p): name for name, (p, _) in snapshot.parameters.items()}
         for name, (_, saved) in snapshot.parameters.items():
-            yield name, saved.tensor
+            yield name, saved
         for number, (_, name, _, copied) in enumerate(snapshot.buffers):
             if copied is not None:
-                yield f"buffer {number} ({name})", copied.tensor
+                yield f"buffer {number} ({name})", copied
         for state in snapshot.optimizers:
             for key, entries in state.state.items():
                 for name, value in entries.items() if isinstance(entries, dict) else ():
                     if isinstance(value, Copy):
-                        yield f"{name} of {names.get(id(key), 'a parameter')}", value.tensor
+                        yield f"{name} of {names.get(id(key), 'a parameter')}", value
 
     def _slot(self) -> _Snapshot:
         if self._spare:
             return self._spare.pop()
         if len(self._ring) >= self.keep:
             return self._ring.pop()
-        return _Snapshot()
+        if not self._makers:
+            self._makers = makers(self.to, self._expected_bytes())
+        return _Snapshot(self._makers[0][1]())
+
+    def _expected_bytes(self) -> dict[torch.device, int]:
+        """Of all snapshots together; an optimizer without state yet is taken for Adam."""
+        found: dict[torch.device, int] = {}
+        live = [*self._parameters().values(), *(b for t in self._tables() for b in t.values())]
+        states = [s for one in self.optimizers for s in one.state.values() if isinstance(s, dict)]
+        live += [value for state in states for value in state.values()]
+        for tensor in live:
+            if isinstance(tensor, Tensor):
+                share = 1 if states or not tensor.requires_grad else 3
+                size = own_part(tensor).nbytes * share * (self.keep + 1)
+                found[tensor.device] = found.get(tensor.device, 0) + size
+        return found
 
     def _saved(self, optimizer: Any, memory: Memory, known: dict[int, Any]) -> _OptimizerState:
         def save(value: Any) -> Any:
@@ -271,8 +308,9 @@ class Snapshots:
 
         Raises:
             ArgumentError: If `depth` is negative.
-            RanumError: If there is no snapshot, or parameters or optimizers were replaced
-                since it was taken. Nothing has been changed then.
+            RanumError: If there is no snapshot, parameters or optimizers were replaced since it
+                was taken, or its bits are not those that were copied. Nothing has been changed
+                then.
         """
         if depth < 0:
             raise ArgumentError(f"depth must not be negative; got {depth}.")
@@ -283,26 +321,32 @@ class Snapshots:
         snapshot = snapshots[depth]
         shard_again(self.model)
         self._check(snapshot)
+        if not snapshot.memory.is_intact():
+            raise RanumError(f"the snapshot of step {snapshot.step} has been damaged.")
         for _ in range(min(depth, len(self._ring))):
             self._spare.append(self._ring.popleft())
-        pairs: Pairs = [(p, saved.tensor) for p, saved in snapshot.parameters.values()]
+        pairs: list[tuple[Tensor, Copy]] = list(snapshot.parameters.values())
         for table, name, buffer, saved in snapshot.buffers:
             # A forward pass may have put another tensor under the name; that one is not ours
             # to write to.
             table[name] = buffer
             if buffer is not None and saved is not None:
-                pairs.append((buffer, saved.tensor))
+                pairs.append((buffer, saved))
         known = {id(p): p for p, _ in snapshot.parameters.values()}
         for optimizer, state in zip(self.optimizers, snapshot.optimizers, strict=True):
             self._load(optimizer, state, pairs, known)
         # `data`, not `detach`: with several optimizers a graph may still be waiting for its
         # backward pass, which would raise if it saw its parameters change.
-        copy_all([(distinct(local(target.data)), source) for target, source in pairs])
+        snapshot.memory.write_to((distinct(local(target.data)), copied) for target, copied in pairs)
         for other, saved in zip(self._others(), snapshot.others, strict=True):
             other.load_state_dict(self._copied(saved, known))
         if snapshot.random is not None:
             set_random_state(snapshot.random)
         return snapshot.step
+
+    def is_sound(self, step: int) -> bool:
+        """True if the snapshot of this step has the bits that were copied. Reads all of it."""
+        return any(one.step == step and one.memory.is_intact() for one in self._all())
 
     def _check(self, snapshot: _Snapshot) -> None:
         then, now = snapshot.parameters, self._parameters()
@@ -321,15 +365,20 @@ class Snapshots:
             raise RanumError(f"the list of schedulers changed {where}")
 
     def _load(
-        self, optimizer: Any, saved: _OptimizerState, pairs: Pairs, known: Mapping[int, Any]
+        self,
+        optimizer: Any,
+        saved: _OptimizerState,
+        pairs: list[tuple[Tensor, Copy]],
+        known: Mapping[int, Any],
     ) -> None:
         def put(table: dict[str, Any], name: str, value: Any) -> None:
             if not isinstance(value, Copy):
                 table[name] = self._copied(value, known)
             elif fits(table.get(name), value.tensor):
-                pairs.append((table[name], value.tensor))
+                pairs.append((table[name], value))
             else:
-                table[name] = value.fresh()
+                table[name] = value.empty()
+                pairs.append((table[name], value))
 
         for group, (_, values) in zip(optimizer.param_groups, saved.groups, strict=True):
             for name, value in values.items():
@@ -353,6 +402,8 @@ class Snapshots:
 
     def clear(self) -> None:
         """Forgets every snapshot and frees their memory."""
+        for snapshot in (*self._all(), *self._spare):
+            snapshot.memory.close()
         self._ring.clear()
         self._spare.clear()
         self._first = None
@@ -382,11 +433,11 @@ class Snapshots:
 
     def take_settings(self) -> None:
         """Notes the optimizers' hyper-parameters, and the states of schedulers and scaler."""
-        self._settings.take(self.optimizers, self._others())
+        self._settings.take(self.optimizers, [*self._others(), *self._modules()])
 
     def restore_settings(self) -> None:
         """Puts back what `take_settings` noted; does nothing if it was not called."""
-        self._settings.restore(self.optimizers, self._others())
+        self._settings.restore(self.optimizers, [*self._others(), *self._modules()])
 
     @property
     def buffers_before(self) -> list[tuple[str, Tensor]]:
@@ -399,11 +450,25 @@ class Snapshots:
         return [*self._ring, *([] if self._first is None else [self._first])]
 
     def _others(self) -> list[Stateful]:
-        return [*self.schedulers, *([] if self.scaler is None else [self.scaler])]
+        rest = [one for one in self.also if not isinstance(one, nn.Module)]
+        return [*self.schedulers, *([] if self.scaler is None else [self.scaler]), *rest]
+
+    def _modules(self) -> list[nn.Module]:
+        return [one for one in self.also if isinstance(one, nn.Module)]
+
+    def _tables(self) -> list[dict[str, Any]]:
+        """Of all buffers, the model's first; each once."""
+        found = [table for one in (self.model, *self._modules()) for table in tables(one)]
+        return list({id(table): table for table in found}.values())
 
     def _parameters(self) -> dict[str, Tensor]:
         found: dict[str, Tensor] = dict(self.model.named_parameters())
         known = {id(parameter) for parameter in found.values()}
+        for number, module in enumerate(self._modules()):
+            for name, parameter in module.named_parameters():
+                if id(parameter) not in known:
+                    known.add(id(parameter))
+                    found[f"also {number}, {name}"] = parameter
         for number, optimizer in enumerate(self.optimizers):
             for group_number, group in enumerate(optimizer.param_groups):
                 for index, parameter in enumerate(group["params"]):
@@ -427,10 +492,6 @@ def as_optimizers(optimizers: Any) -> list[Any]:
                 f"got {type(optimizer).__name__}."
             )
     return found
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
 def _is_same(now: Tensor | None, then: Tensor, saved: Copy) -> bool:

@@ -199,7 +199,7 @@ def test_its_state_is_saved_and_loaded_by_fabric(tmp_path):
             "optimizer must be what fabric.setup has returned; got SGD",
         ),
         ({"log_dir": 3}, "log_dir must be a path or None; got 3"),
-        ({"snapshot_every": 0}, "snapshot_every must be a positive integer; got 0"),
+        ({"snapshot_every": 0}, "snapshot_every must be a positive integer or 'auto'; got 0"),
     ],
 )
 def test_bad_input(tmp_path, change, message):

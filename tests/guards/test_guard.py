@@ -519,7 +519,7 @@ def fail(*args, **kwargs):
 
 
 BROKEN = [
-    ("taking snapshots", lambda m: m.setattr(Snapshots, "take", fail)),
+    ("taking snapshots", lambda m: m.setattr(guard_module.LoaderPosition, "keep_from", fail)),
     ("the guard", lambda m: m.setattr(guard_module.TorchReader, "read", fail)),
     ("the guard", lambda m: m.setattr(guard_module.TorchReader, "watch", fail)),
     ("the culprit search", lambda m: m.setattr(guard_module, "find_culprit", fail)),
@@ -559,7 +559,7 @@ def test_a_snapshot_that_cannot_be_taken_leaves_the_older_ones(monkeypatch):
     monkeypatch.setattr(Snapshots, "take", fail)
     for i in range(1, 6):
         run.step(*batch(i))
-    with pytest.warns(RanumWarning, match="taking snapshots failed"):
+    with pytest.warns(RanumWarning, match="taking a snapshot failed"):
         run.step(*batch(6))
     for i in range(7, 10):
         run.step(*batch(i))
@@ -665,8 +665,11 @@ def test_close_leaves_nothing_behind():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"snapshot_every": 0}, "snapshot_every must be a positive integer; got 0"),
-        ({"snapshot_every": 2.5}, "snapshot_every must be a positive integer; got 2.5"),
+        ({"snapshot_every": 0}, "snapshot_every must be a positive integer or 'auto'; got 0"),
+        ({"snapshot_every": 2.5}, "snapshot_every must be a positive integer or 'auto'; got 2.5"),
+        ({"snapshot_every": "often"}, "snapshot_every must be a positive integer or 'auto'; got"),
+        ({"snapshot_to": "nowhere"}, "snapshot_to must be one of .* or a folder that exists; got"),
+        ({"also": [3]}, "also must have state_dict and load_state_dict; got int"),
         ({"sample_every": 0}, "sample_every must be a positive integer; got 0"),
         ({"keep": 0}, "keep must be a positive integer; got 0"),
         ({"on_finding": 3}, "on_finding must be callable or None; got 3"),
