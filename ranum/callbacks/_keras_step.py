@@ -1,0 +1,300 @@
+"""A Keras model's training step under guard: bad gradients are not applied, and leave no trace."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+import keras
+
+from ranum.errors import ArgumentError
+from ranum.guards.readings.keras import RowLayout
+
+_ENGINES = {
+    "tensorflow": "ranum.callbacks._keras_tensorflow",
+    "torch": "ranum.callbacks._keras_torch",
+}
+
+
+@dataclass(slots=True)
+class _Part:
+    """What one call of an optimizer has come to.
+
+    Attributes:
+        layout: Names of what was measured.
+        numbers: Loss, rate, norm, and the norms of single tensors.
+        code: What became of it.
+    """
+
+    layout: RowLayout
+    numbers: list[Any]
+    code: Any
+
+
+@dataclass(slots=True)
+class _Step:
+    """One run of the training step, while it goes on.
+
+    Attributes:
+        losses: What `compute_loss` has returned, and what was differentiated.
+        parts: One for every call of an optimizer.
+        statistics: Names and norms of what the step changes besides weights, from before it.
+    """
+
+    losses: list[Any] = field(default_factory=list)
+    targets: list[Any] = field(default_factory=list)
+    parts: list[_Part] = field(default_factory=list)
+    statistics: tuple[list[str], list[Any]] = ((), ())  # type: ignore[assignment]
+
+
+class GuardedStep:
+    """Stands in for a model's `train_step`, its optimizers' `apply` and its `compute_loss`.
+
+    Inside `installed` the step measures loss, gradients and weights, applies the gradients only if
+    all of them are finite and the norm is within the bound, and otherwise puts back what else the
+    step has changed: statistics, metrics and random numbers. Nothing of the model is changed
+    outside of `installed`.
+
+    Not undone: the first of several calls of the same optimizer in one step, and what a
+    `train_step` changes besides Keras' variables.
+
+    Args:
+        model: A compiled model.
+
+    Raises:
+        ArgumentError: If Keras runs on another backend than TensorFlow or torch.
+    """
+
+    def __init__(self, model: Any) -> None:
+        backend = keras.config.backend()
+        if backend not in _ENGINES:
+            raise ArgumentError(
+                f"KERAS_BACKEND must be 'tensorflow' or 'torch' for the guard; got {backend!r}."
+            )
+        self._module = import_module(_ENGINES[backend])
+        self.model = model
+        self.engine = self._module.Engine(model)
+        self.layout = RowLayout()
+        self._train_step = model.train_step
+        self._local = threading.local()
+
+    # --- what there is -----------------------------------------------------------------------
+
+    def optimizers(self) -> list[Any]:
+        """Of the model, and those that a model of several has among its attributes."""
+        found = [getattr(self.model, "optimizer", None), *vars(self.model).values()]
+        unique = {id(one): one for one in found if isinstance(one, keras.optimizers.Optimizer)}
+        return list(unique.values())
+
+    def besides(self) -> list[Any]:
+        """Variables that a step changes before or without its optimizer."""
+        frozen = {
+            id(variable)
+            for layer in _layers(self.model)
+            for variable in getattr(layer, "_trainable_variables", ())
+        }
+        found = [
+            *(one for one in self.model.non_trainable_variables if id(one) not in frozen),
+            *(variable for metric in self.model.metrics for variable in metric.variables),
+        ]
+        return _unique(found)
+
+    def variables(self) -> list[Any]:
+        """Everything that makes up the state of training."""
+        own = [variable for one in self.optimizers() for variable in one.variables]
+        return _unique([*self.model.variables, *self.besides(), *own])
+
+    def is_built(self) -> bool:
+        """True once all variables exist."""
+        return bool(self.model.built) and all(one.built for one in self.optimizers())
+
+    # --- standing in -------------------------------------------------------------------------
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """While the block runs, the model's training step is the guarded one."""
+        with ExitStack() as stack:
+            swap = stack.enter_context
+            swap(_swapped(self.model, "train_step", self.train_step))
+            swap(_swapped(self.model, "compute_loss", self._seeing_loss(self.model.compute_loss)))
+            for one in self.optimizers():
+                swap(_swapped(one, "apply", self._gated(one, one.apply)))
+                inner = getattr(one, "inner_optimizer", one)
+                rate = getattr(inner, "_get_current_learning_rate", None)
+                if rate is not None:
+                    swap(_swapped(inner, "_get_current_learning_rate", self._scaled(rate)))
+            yield
+
+    @contextmanager
+    def withheld(self) -> Iterator[None]:
+        """While the block runs, the model trains as ever, but its optimizers apply nothing."""
+        besides = self.besides()
+        copies = [keras.ops.convert_to_numpy(variable).copy() for variable in besides]
+        with ExitStack() as stack:
+            for one in self.optimizers():
+                stack.enter_context(_swapped(one, "apply", lambda *args, **kwargs: None))
+            try:
+                yield
+            finally:
+                for variable, value in zip(besides, copies, strict=True):
+                    variable.assign(value)
+
+    def _seeing_loss(self, plain: Callable[..., Any]) -> Callable[..., Any]:
+        def compute_loss(*args: Any, **kwargs: Any) -> Any:
+            loss = plain(*args, **kwargs)
+            step = self._running
+            if step is not None and loss is not None:
+                step.losses.append(loss)
+            return loss
+
+        return compute_loss
+
+    def _scaled(self, plain: Callable[[], Any]) -> Callable[[], Any]:
+        return lambda: self.engine.scaled(plain())
+
+    @property
+    def _running(self) -> _Step | None:
+        found: _Step | None = getattr(self._local, "step", None)
+        return found
+
+    # --- one step ----------------------------------------------------------------------------
+
+    def train_step(self, data: Any) -> Any:
+        """The model's own step, in a cover."""
+        engine = self.engine
+        kept = self.variables() if len(self.optimizers()) > 1 else self.besides()
+        copies = engine.copies(kept)
+        looked_at = [one for one in self.besides() if keras.backend.is_float_dtype(one.dtype)]
+        step = _Step()
+        step.statistics = ([one.path for one in looked_at], engine.norms(looked_at))
+        self._local.step = step
+        try:
+            with self._module.losses_noted(step.targets):
+                logs = self._train_step(data)
+        finally:
+            self._local.step = None
+        names, numbers = step.statistics
+        if not step.parts:
+            loss, has_loss = self._loss(step, None)
+            row, code = engine.judge([loss, engine.number(0.0)], numbers)
+            step.parts.append(_Part(RowLayout(statistics=names, has_loss=has_loss), row, code))
+        self.layout, row, code = self._joined(step.parts)
+        return engine.finish(
+            row,
+            code,
+            variables=kept,
+            copies=copies,
+            logs=logs,
+            results=self.model.get_metrics_result,
+        )
+
+    def _gated(self, optimizer: Any, plain: Callable[..., Any]) -> Callable[..., Any]:
+        def apply(gradients: Any, trainable_variables: Any = None) -> Any:
+            step = self._running
+            gradients = list(gradients)
+            variables = (
+                list(optimizer._trainable_variables)
+                if trainable_variables is None
+                else list(trainable_variables)
+            )
+            if step is None or not gradients:
+                return plain(gradients, trainable_variables)
+            if not optimizer.built:
+                # Not inside a condition: variables are made here.
+                with keras.name_scope(optimizer.name):
+                    optimizer.build(variables)
+                optimizer.built = True
+            pairs = list(zip(gradients, variables, strict=True))
+            step.parts.append(self._apply(step, optimizer, plain, pairs))
+            return None
+
+        return apply
+
+    def _apply(
+        self,
+        step: _Step,
+        optimizer: Any,
+        plain: Callable[..., Any],
+        pairs: list[tuple[Any, Any]],
+    ) -> _Part:
+        engine = self.engine
+        gradients, variables = [one for one, _ in pairs], [one for _, one in pairs]
+        present = [(gradient, one) for gradient, one in pairs if gradient is not None]
+        first = not step.parts
+        names, statistics = step.statistics if first else ([], [])
+        scale = getattr(optimizer, "dynamic_scale", None)
+        loss, has_loss = self._loss(step, scale)
+        rate = engine.number(optimizer.learning_rate)
+        numbers, code = engine.gate(
+            [loss, rate],
+            engine.norms([gradient for gradient, _ in present]),
+            [*engine.norms(variables), *statistics],
+            scale=None if scale is None else engine.number(scale),
+            apply=lambda updates: plain(list(updates), variables),
+            updates=gradients,
+            before=None if first else step.parts[-1].code,
+        )
+        layout = RowLayout(
+            gradients=[one.path for _, one in present],
+            weights=[one.path for one in variables],
+            statistics=list(names),
+            has_loss=has_loss,
+            has_rate=True,
+        )
+        return _Part(layout, numbers, code)
+
+    def _loss(self, step: _Step, scale: Any) -> tuple[Any, bool]:
+        """The loss of the batch; 0 if the step does not show it."""
+        if step.losses:
+            return self.engine.number(step.losses[-1]), True
+        if step.targets and scale is None:
+            return self.engine.number(step.targets[-1]), True
+        return self.engine.number(0.0), False
+
+    def _joined(self, parts: Sequence[_Part]) -> tuple[RowLayout, list[Any], Any]:
+        """One row of all calls of optimizers."""
+        if len(parts) == 1:
+            return parts[0].layout, parts[0].numbers, parts[0].code
+        layout = RowLayout(has_loss=parts[-1].layout.has_loss, has_rate=True)
+        gradients: list[Any] = []
+        weights: list[Any] = []
+        statistics: list[Any] = []
+        for part in parts:
+            middle = 3 + len(part.layout.gradients)
+            end = middle + len(part.layout.weights)
+            gradients += part.numbers[3:middle]
+            weights += part.numbers[middle:end]
+            statistics += part.numbers[end:]
+            layout.gradients += part.layout.gradients
+            layout.weights += part.layout.weights
+            layout.statistics += part.layout.statistics
+        total = self.engine.root([part.numbers[2] for part in parts])
+        head = [*parts[-1].numbers[:2], total]
+        return layout, [*head, *gradients, *weights, *statistics], parts[-1].code
+
+
+@contextmanager
+def _swapped(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """An attribute of this object alone, past what Keras does when one is set."""
+    own = vars(owner)
+    had, former = name in own, own.get(name)
+    own[name] = value
+    try:
+        yield
+    finally:
+        if had:
+            own[name] = former
+        else:
+            own.pop(name, None)
+
+
+def _layers(model: Any) -> Iterator[Any]:
+    yield from model._flatten_layers() if hasattr(model, "_flatten_layers") else model.layers
+
+
+def _unique(variables: Sequence[Any]) -> list[Any]:
+    return list({id(variable): variable for variable in variables}.values())

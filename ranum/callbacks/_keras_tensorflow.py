@@ -1,0 +1,308 @@
+"""Guarded steps on TensorFlow: measured, decided and undone inside the graph.
+
+Everything is written so that it traces into a `tf.function`, compiles under XLA, and runs in the
+replicas of a `MirroredStrategy`, where a condition may only stand across replicas.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from ranum.analysis.capture.tensorflow.bridge import losses_noted
+from ranum.guards.readings.keras import SCALING, TAKEN, WITHHELD
+
+__all__ = ["Engine", "losses_noted"]
+
+
+class Engine:
+    """What a guarded step asks of TensorFlow.
+
+    Args:
+        model: The model to be trained.
+
+    Attributes:
+        is_distributed: Several replicas train together.
+        can_fetch: One batch is trained on in a call, and can be fetched before it.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._strategy = model.distribute_strategy
+        self.is_distributed = self._strategy.num_replicas_in_sync > 1
+        self._executions = max(int(model.steps_per_execution), 1)
+        self.can_fetch = self._executions == 1 and not self.is_distributed
+        self._bound = tf.Variable(math.inf, trainable=False, dtype=tf.float32)
+        self._factor = tf.Variable(1.0, trainable=False, dtype=tf.float32)
+        self._number = tf.Variable(0, trainable=False, dtype=tf.int64)
+        self._rows: Any = None
+        self._seen = 0
+
+    # --- the host's side --------------------------------------------------------------------
+
+    def set_bound(self, bound: float) -> None:
+        """Gradients whose norm is beyond this are not applied."""
+        self._bound.assign(min(bound, 3e38))
+
+    def set_factor(self, factor: float) -> None:
+        """What learning rates are multiplied by."""
+        self._factor.assign(factor)
+
+    def new_rows(self) -> list[list[float]]:
+        """Rows written since the last call, in order; waits for the step."""
+        if self._rows is None:
+            return []
+        rows: list[list[float]] = self._rows.numpy().tolist()
+        # Steps are numbered in float32, exact to 2^24; they are counted modulo that.
+        new = sorted((row for row in rows if _after(row[0], self._seen)), key=self._order)
+        if new:
+            self._seen = int(new[-1][0])
+        return new
+
+    def _order(self, row: list[float]) -> float:
+        return (row[0] - self._seen) % _ROUND
+
+    def forget_rows(self) -> None:
+        """The step will be traced anew."""
+        self._rows = None
+
+    def batch_of(self, iterator: Any) -> Any:
+        """The next batch; None if only the graph can fetch it."""
+        if self.can_fetch and isinstance(iterator, tf.data.Iterator):
+            return next(iterator)
+        return None
+
+    def random(self) -> Any:
+        """Nothing: Keras' random numbers on TensorFlow are variables."""
+
+    def set_random(self, state: Any) -> None:
+        """Nothing to do."""
+
+    def call(self, function: Callable[[Any], Any], batch: Any) -> Any:
+        """Trains on a batch that has been fetched."""
+        return function([batch])
+
+    # --- the graph's side -------------------------------------------------------------------
+
+    def copies(self, variables: Sequence[Any]) -> list[Any]:
+        """Values of now; the memory is shared until a variable is written to."""
+        return [tf.convert_to_tensor(variable.value) for variable in variables]
+
+    def norms(self, tensors: Sequence[Any]) -> list[Any]:
+        """L2 norm of each, `[]`, float32."""
+        return [_norm(tensor) for tensor in tensors]
+
+    def number(self, value: Any) -> Any:
+        """As a scalar `[]`, float32."""
+        value = tf.cast(tf.convert_to_tensor(value), tf.float32)
+        return value if value.shape.rank == 0 else tf.reduce_mean(value)
+
+    def scaled(self, rate: Any) -> Any:
+        """A learning rate times the factor."""
+        rate = tf.convert_to_tensor(getattr(rate, "value", rate))
+        return rate * tf.cast(self._factor, rate.dtype)
+
+    def gate(
+        self,
+        head: Sequence[Any],
+        gradients: Sequence[Any],
+        state: Sequence[Any],
+        *,
+        scale: Any,
+        apply: Callable[[Any], Any],
+        updates: Any,
+        before: Any,
+    ) -> tuple[list[Any], Any]:
+        """Applies updates if they are good.
+
+        Args:
+            head: Loss and learning rate, `[]`.
+            gradients: Norms of the gradients, `[]`.
+            state: Norms of weights and statistics, `[]`.
+            scale: What the loss has been multiplied by, `[]`; None if it has not.
+            apply: Applies updates.
+            updates: Gradients.
+            before: What earlier updates of this step have come to, `[]`; None if there are none.
+
+        Returns:
+            Loss, rate, norm, gradients and state as one would read them of all replicas; and
+            what became of the step, `[]`.
+        """
+        sizes = len(gradients)
+        numbers = tf.stack([*head, *gradients, *state])
+        scale = tf.constant(1.0) if scale is None else scale
+
+        def decide(numbers: Any, scale: Any, before: Any) -> tuple[Any, Any]:
+            norms = numbers[2 : 2 + sizes] / scale
+            total = tf.sqrt(tf.reduce_sum(tf.square(norms)))
+            rest = tf.concat([numbers[:1], numbers[2 + sizes :]], 0)
+            is_good = tf.reduce_all(tf.math.is_finite(rest))
+            is_fine = tf.logical_and(tf.math.is_finite(total), total <= self._bound)
+            is_scaling = tf.logical_and(~tf.math.is_finite(total), scale > 1.0)
+            code = tf.where(is_fine, TAKEN, tf.where(is_scaling, SCALING, WITHHELD))
+            code = tf.where(is_good, code, WITHHELD)
+            if before is not None:
+                code = tf.where(before == WITHHELD, WITHHELD, code)
+            parts = [numbers[:2], total[None], norms, numbers[2 + sizes :]]
+            return tf.concat(parts, 0), code
+
+        if not self.is_distributed:
+            merged, code = decide(numbers, scale, before)
+            self._when(code != WITHHELD, lambda: apply(updates))
+            return _scalars(merged), code
+        context = tf.distribute.get_replica_context()
+
+        def across(strategy: Any, numbers: Any, scale: Any, before: Any, updates: Any) -> Any:
+            each = tf.stack(strategy.experimental_local_results(numbers))
+            loss = tf.reduce_sum(each[:, :1], 0)
+            norms = tf.sqrt(tf.reduce_sum(tf.square(each[:, 2 : 2 + sizes]), 0))
+            rest = tf.reduce_mean(each[:, 2 + sizes :], 0)
+            whole = tf.concat([loss, each[0, 1:2], norms, rest], 0)
+            scale = strategy.experimental_local_results(scale)[0]
+            if before is not None:
+                before = strategy.experimental_local_results(before)[0]
+            merged, code = decide(whole, scale, before)
+
+            def run() -> None:
+                strategy.extended.call_for_each_replica(apply, args=(updates,))
+
+            self._when(code != WITHHELD, run)
+            return merged, code
+
+        merged, code = context.merge_call(across, args=(numbers, scale, before, updates))
+        return _scalars(merged), code
+
+    def judge(self, head: Sequence[Any], state: Sequence[Any]) -> tuple[list[Any], Any]:
+        """As `gate`, of a step that applied nothing."""
+        return self.gate(
+            head, [], state, scale=None, apply=lambda updates: None, updates=[], before=None
+        )
+
+    def finish(
+        self,
+        row: Sequence[Any],
+        code: Any,
+        *,
+        variables: Sequence[Any],
+        copies: Sequence[Any],
+        logs: Any,
+        results: Callable[[], Any],
+    ) -> Any:
+        """Writes the row down; after a withheld step, puts variables back.
+
+        Args:
+            row: Loss, learning rate, norm, and the norms of single tensors, `[]`.
+            code: What became of the step, `[]`.
+            variables: What the step has changed.
+            copies: Its values from before.
+            logs: What the step returns.
+            results: The same, of the metrics as they are when it is called.
+
+        Returns:
+            The logs: of the metrics after they were put back, where these are theirs.
+        """
+        self._make_room(2 + len(row))
+        if not self.is_distributed:
+            self._note(row, code)
+            return self._put_back(
+                code, variables=variables, copies=copies, logs=logs, results=results
+            )
+
+        def across(strategy: Any, copies: Any) -> None:
+            self._note(row, code)
+
+            def put(copies: Any) -> None:
+                for variable, value in zip(variables, copies, strict=True):
+                    variable.assign(value)
+
+            self._when(
+                code == WITHHELD,
+                lambda: strategy.extended.call_for_each_replica(put, args=(copies,)),
+            )
+
+        tf.distribute.get_replica_context().merge_call(across, args=(list(copies),))
+        now = results()
+        return {**logs, **{name: now[name] for name in _common(logs, now)}}
+
+    def root(self, totals: Sequence[Any]) -> Any:
+        """The norm of norms, `[]`."""
+        return tf.sqrt(tf.reduce_sum(tf.square(tf.stack(list(totals)))))
+
+    def _put_back(
+        self,
+        code: Any,
+        *,
+        variables: Sequence[Any],
+        copies: Sequence[Any],
+        logs: Any,
+        results: Callable[[], Any],
+    ) -> Any:
+        names = _common(logs, results())
+
+        def keep() -> list[Any]:
+            return [tf.identity(logs[name]) for name in names]
+
+        def restore() -> list[Any]:
+            for variable, value in zip(variables, copies, strict=True):
+                variable.value.assign(value)
+            now = results()
+            return [tf.cast(now[name], tf.convert_to_tensor(logs[name]).dtype) for name in names]
+
+        values = tf.cond(
+            code == WITHHELD,
+            lambda: (*restore(), tf.constant(0)),
+            lambda: (*keep(), tf.constant(0)),
+        )
+        return {**logs, **dict(zip(names, values[:-1], strict=True))} if names else logs
+
+    def _make_room(self, width: int) -> None:
+        if self._rows is None:
+            with tf.init_scope():
+                self._rows = tf.Variable(tf.zeros([self._executions, width]), trainable=False)
+
+    def _note(self, row: Sequence[Any], code: Any) -> None:
+        place = self._number % self._executions
+        number = tf.cast(self._number.assign_add(1) % _ROUND, tf.float32)
+        line = tf.stack([number, code, *row])
+        if self._executions == 1:
+            self._rows.assign(line[None])
+        else:
+            self._rows.assign(
+                tf.tensor_scatter_nd_update(self._rows, place[None, None], line[None])
+            )
+
+    @staticmethod
+    def _when(flag: Any, work: Callable[[], Any]) -> None:
+        def run() -> Any:
+            work()
+            return tf.constant(0)
+
+        tf.cond(flag, run, lambda: tf.constant(0))
+
+
+_ROUND = 1 << 22
+"""Steps are counted modulo this in rows: whole numbers that float32 holds."""
+
+
+def _after(number: float, seen: int) -> bool:
+    return number > 0 and 0 < (number - seen) % _ROUND < _ROUND // 2
+
+
+def _norm(tensor: Any) -> Any:
+    if isinstance(tensor, tf.IndexedSlices):
+        tensor = tensor.values
+    tensor = tf.convert_to_tensor(getattr(tensor, "value", tensor))
+    return tf.sqrt(2.0 * tf.nn.l2_loss(tf.cast(tensor, tf.float32)))
+
+
+def _scalars(vector: Any) -> list[Any]:
+    return list(tf.unstack(vector, num=vector.shape[0]))
+
+
+def _common(logs: Any, results: Any) -> list[str]:
+    """What a step returns that is a metric's result."""
+    if not isinstance(logs, dict):
+        return []
+    return [name for name in logs if name in results and not isinstance(logs[name], dict)]

@@ -1,0 +1,156 @@
+"""Guarded steps of Keras on torch: the same as on TensorFlow, decided by one read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ranum._untouched import random_state, set_random_state
+from ranum.guards.readings.keras import SCALING, TAKEN, WITHHELD
+
+
+@contextmanager
+def losses_noted(losses: list[Any]) -> Iterator[None]:
+    """Torch does not tell what it differentiates; only `compute_loss` is seen."""
+    yield
+
+
+class Engine:
+    """What a guarded step asks of torch; see the engine of TensorFlow.
+
+    Args:
+        model: The model to be trained.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.is_distributed = False
+        self.can_fetch = True
+        self._bound = math.inf
+        self._factor = 1.0
+        self._number = 0
+        self._rows: list[list[float]] = []
+        self._random: Any = None
+        self._devices = {one.value.device for one in model.variables}
+
+    def set_bound(self, bound: float) -> None:
+        """Gradients whose norm is beyond this are not applied."""
+        self._bound = bound
+
+    def set_factor(self, factor: float) -> None:
+        """What learning rates are multiplied by."""
+        self._factor = factor
+
+    def new_rows(self) -> list[list[float]]:
+        """Rows written since the last call, in order."""
+        rows, self._rows = self._rows, []
+        return rows
+
+    def forget_rows(self) -> None:
+        """Nothing is traced here."""
+
+    def batch_of(self, iterator: Any) -> Any:
+        """The batch that `fit` has fetched."""
+        return iterator
+
+    def call(self, function: Callable[[Any], Any], batch: Any) -> Any:
+        """Trains on it."""
+        return function(batch)
+
+    def random(self) -> Any:
+        """The state of torch's random numbers, which dropout without a seed draws from."""
+        return random_state(self._devices, all_generators=False)
+
+    def set_random(self, state: Any) -> None:
+        """Puts it back."""
+        set_random_state(state)
+
+    def copies(self, variables: Sequence[Any]) -> list[Tensor]:
+        """Values of now; torch's own random numbers are noted too."""
+        self._random = self.random()
+        return [variable.value.detach().clone() for variable in variables]
+
+    def norms(self, tensors: Sequence[Any]) -> list[Tensor]:
+        """L2 norm of each, `[]`."""
+        plain = [getattr(tensor, "value", tensor).detach().float() for tensor in tensors]
+        with torch.no_grad():
+            return list(torch._foreach_norm(plain, 2)) if plain else []
+
+    def number(self, value: Any) -> Tensor:
+        """As a scalar `[]`, float32."""
+        value = torch.as_tensor(getattr(value, "value", value)).detach().float()
+        return value if value.ndim == 0 else value.mean()
+
+    def scaled(self, rate: Any) -> Any:
+        """A learning rate times the factor."""
+        rate = getattr(rate, "value", rate)
+        return rate if self._factor == 1 else rate * self._factor
+
+    def gate(
+        self,
+        head: Sequence[Any],
+        gradients: Sequence[Any],
+        state: Sequence[Any],
+        *,
+        scale: Any,
+        apply: Callable[[Any], Any],
+        updates: Any,
+        before: Any,
+    ) -> tuple[list[float], float]:
+        """Applies updates if they are good; see the engine of TensorFlow."""
+        numbers = [*head, *gradients, *state]
+        if scale is not None:
+            numbers.append(self.number(scale))
+        device = numbers[-1].device
+        values = torch.stack([number.float().to(device) for number in numbers]).tolist()
+        by = 1.0 if scale is None else values.pop()
+        end = 2 + len(gradients)
+        norms = [norm / by for norm in values[2:end]]
+        total = self.root(norms)
+        code = TAKEN
+        if not (math.isfinite(total) and total <= self._bound):
+            code = SCALING if by > 1 and not math.isfinite(total) else WITHHELD
+        if before == WITHHELD or not all(map(math.isfinite, [values[0], *values[end:]])):
+            code = WITHHELD
+        if code != WITHHELD:
+            apply(updates)
+        return [*values[:2], total, *norms, *values[end:]], code
+
+    def judge(self, head: Sequence[Any], state: Sequence[Any]) -> tuple[list[float], float]:
+        """As `gate`, of a step that applied nothing."""
+        return self.gate(
+            head, [], state, scale=None, apply=lambda updates: None, updates=[], before=None
+        )
+
+    def finish(
+        self,
+        row: Sequence[float],
+        code: float,
+        *,
+        variables: Sequence[Any],
+        copies: Sequence[Any],
+        logs: Any,
+        results: Callable[[], Any],
+    ) -> Any:
+        """Notes the row; after a withheld step, puts variables back."""
+        self._number += 1
+        self._rows.append([float(self._number), code, *row])
+        if code != WITHHELD:
+            return logs
+        with torch.no_grad():
+            for variable, value in zip(variables, copies, strict=True):
+                variable.value.copy_(value)
+        self.set_random(self._random)
+        now = results()
+        if not isinstance(logs, dict):
+            return logs
+        return {name: now.get(name, value) for name, value in logs.items()}
+
+    def root(self, totals: Sequence[float]) -> float:
+        """The norm of norms; NaN if one is NaN."""
+        total = math.hypot(*totals)
+        return math.nan if math.isinf(total) and any(map(math.isnan, totals)) else total

@@ -1,0 +1,7 @@
+"""`RanumCallback` for Keras 3 `fit`, on TensorFlow and torch."""
+
+from __future__ import annotations
+
+from ranum.callbacks._keras import RanumCallback
+
+__all__ = ["RanumCallback"]
