@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -64,8 +65,8 @@ class RanumCallback(keras.callbacks.Callback):  # type: ignore[misc]
 
     Not restored: Python's own state, such as that of other callbacks or of a generator of data.
     Not undone: the first of two updates by the same optimizer in one step; what a `train_step`
-    changes besides Keras' variables. A step whose fault is about the run (`Diverged`) has been taken
-    when it is found, and can only be gone back from.
+    changes besides Keras' variables. A step whose fault is about the run (`Diverged`) has been
+    taken when it is found, and can only be gone back from.
 
     The training function is traced once more for the first `fit` with this callback, and not again
     in a second one without `compile` in between. After `fit` the model is what it was, and
@@ -283,6 +284,8 @@ class RanumCallback(keras.callbacks.Callback):  # type: ignore[misc]
         assert self._step is not None
         batch = self._step.engine.batch_of(data)
         if batch is None:  # only the graph can fetch it
+            if not self._has_run:
+                self._build(getattr(data, "element_spec", None))
             guard.begin()
             logs = self._run(lambda: self._inner(data), None)
             self._decide(guard)
@@ -293,7 +296,7 @@ class RanumCallback(keras.callbacks.Callback):  # type: ignore[misc]
         while True:
             batch = guard.batches.hand_out()
             guard.begin(batch)
-            logs = self._run(lambda batch=batch: self._call(self._inner, batch), batch)
+            logs = self._run(partial(self._call, self._inner, batch), batch)
             self._decide(guard)
             if guard.batches.is_at_end or self.model.stop_training or not self._is_at_work:
                 return logs
@@ -334,17 +337,19 @@ class RanumCallback(keras.callbacks.Callback):  # type: ignore[misc]
         session, step = self._session, self._step
         assert session is not None
         assert step is not None
-        if not step.is_built() and hasattr(self.model, "_symbolic_build"):
-            try:
-                data = batch[0] if isinstance(batch, list) else batch
-                self.model._symbolic_build(data_batch=data)
-            except Exception:  # then the step itself makes them, and is traced once more
-                step.engine.forget_rows()
-        self._known = len(step.variables())
+        self._build(batch[0] if isinstance(batch, list) else batch)
         if self.analyze == "step" and not self._is_analysed:
             self._is_analysed = True
             with step.withheld():
                 session.analyze(partial(guard.program, batch), confirm_seconds=self.confirm_seconds)
+
+    def _build(self, batch: Any) -> None:
+        """Makes all variables, so that the step knows them when it is traced."""
+        assert self._step is not None
+        if hasattr(self.model, "_symbolic_build") and not self._step.engine.is_distributed:
+            with suppress(Exception):  # then the step makes them, and is traced once more
+                self.model._symbolic_build(data_batch=batch)
+        self._known = len(self._step.variables())
 
     def _decide(self, guard: KerasGuard) -> list[Decision]:
         session = self._session

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from ranum.analysis.capture.program import Program
 from ranum.analysis.capture.tensorflow.models import keras_program
 from ranum.callbacks._keras_snapshot import VariableSnapshots
 from ranum.callbacks._keras_step import GuardedStep
+from ranum.errors import CaptureError
 from ranum.guards.base import ALL, Decision, GuardBase
 from ranum.guards.culprit import find_culprit
 from ranum.guards.guard import INCIDENT_FILES
@@ -142,6 +145,7 @@ class KerasGuard(GuardBase):
         self._sample_every = sample_every
         self._incident_dir = incident_dir
         self._factor = 1.0
+        self._rate: float | None = None
         self._bound = math.inf
         self._batch: Any = None
         self._reading: Reading | None = None
@@ -169,7 +173,7 @@ class KerasGuard(GuardBase):
         rows = self._contained(ALL, self.guarded.engine.new_rows) or []
         decisions = []
         for row in rows:
-            decision = self._contained(ALL, lambda row=row: self._decide(row, epoch))
+            decision = self._contained(ALL, partial(self._decide, row, epoch))
             self._step += 1
             if decision is not None:
                 self._tell(decision)
@@ -178,8 +182,15 @@ class KerasGuard(GuardBase):
         return decisions
 
     def _decide(self, row: list[float], epoch: int) -> Decision:
+        sampled = self._step % self._sample_every == 0
+        if sampled:  # on the host: to read a schedule in the graph changes how it is rounded
+            self._rate = self.guarded.learning_rate()
         reading = self.guarded.layout.reading(
-            row, step=self._step, epoch=epoch, sampled=self._step % self._sample_every == 0
+            row,
+            step=self._step,
+            learning_rate=None if self._rate is None else self._rate * self._factor,
+            epoch=epoch,
+            sampled=sampled,
         )
         self._reading = reading
         self.was_taken = row[CODE] != WITHHELD
@@ -238,8 +249,10 @@ class KerasGuard(GuardBase):
             return weights, False
         if self._batch is None or self.guarded.engine.is_distributed:
             return None, False
+        if keras.config.backend() == "tensorflow":
+            return self._watched()
         program = self._program = self.program(self._batch)
-        model = program.model if program.model is not None else torch.nn.Module()
+        assert program.model is not None
 
         def run() -> Any:
             loss = program.step(*program.arguments)
@@ -248,8 +261,32 @@ class KerasGuard(GuardBase):
             return loss
 
         with self.guarded.withheld():
-            culprit = find_culprit(run, model=model, batch=self._named(program), strict=True)
+            culprit = find_culprit(
+                run, model=program.model, batch=self._named(program), strict=True
+            )
         return culprit, culprit is None
+
+    def _watched(self) -> tuple[Culprit | None, bool]:
+        """The culprit of a step of TensorFlow, which runs eagerly for it."""
+        from ranum.callbacks._keras_culprit import find_culprit as find
+
+        with suppress(CaptureError):  # then there is no file to replay
+            self._program = self.program(self._batch)
+        x, y, weights = keras.utils.unpack_x_y_sample_weight(self._batch)
+        named = {
+            f"batch[{name!r}]{path}": leaf
+            for name, value in (("x", x), ("y", y), ("sample_weight", weights))
+            for path, leaf in _leaves(value)
+        }
+        variables = [(one.path, one) for one in self.guarded.variables()]
+        results: list[Any] = []
+
+        def run() -> list[Any]:
+            results.extend(self.guarded.replay(self._batch))
+            return results
+
+        culprit = find(run, batch=named, variables=variables)
+        return culprit, culprit is None and _are_finite(results)
 
     def program(self, batch: Any) -> Program:
         """The training step on a batch, as torch runs it."""
@@ -296,6 +333,23 @@ def _found(reading: Reading) -> Finding:
         severity="fault",
         message=message,
     )
+
+
+def _are_finite(results: Sequence[Any]) -> bool:
+    values = [getattr(one, "values", one) for one in results]
+    return all(
+        bool(np.isfinite(keras.ops.convert_to_numpy(keras.ops.cast(one, "float32"))).all())
+        for one in values
+    )
+
+
+def _leaves(value: Any) -> list[tuple[str, Any]]:
+    """Tensors of one argument with their places in it."""
+    return [
+        ("".join(f"[{key!r}]" for key in path), leaf)
+        for path, leaf in keras.tree.flatten_with_path(value)
+        if leaf is not None
+    ]
 
 
 def _nbytes(leaf: Any) -> int:

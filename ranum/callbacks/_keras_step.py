@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
@@ -26,7 +26,7 @@ class _Part:
 
     Attributes:
         layout: Names of what was measured.
-        numbers: Loss, rate, norm, and the norms of single tensors.
+        numbers: Loss, norm, and the norms of single tensors.
         code: What became of it.
     """
 
@@ -40,15 +40,20 @@ class _Step:
     """One run of the training step, while it goes on.
 
     Attributes:
-        losses: What `compute_loss` has returned, and what was differentiated.
+        losses: What `compute_loss` has returned.
+        targets: What was differentiated, where that can be seen.
         parts: One for every call of an optimizer.
-        statistics: Names and norms of what the step changes besides weights, from before it.
+        names: Of the variables that the step changes besides weights.
+        statistics: Their norms, from before it.
+        batch: What it was given, flat.
     """
 
     losses: list[Any] = field(default_factory=list)
     targets: list[Any] = field(default_factory=list)
     parts: list[_Part] = field(default_factory=list)
-    statistics: tuple[list[str], list[Any]] = ((), ())  # type: ignore[assignment]
+    names: list[str] = field(default_factory=list)
+    statistics: list[Any] = field(default_factory=list)
+    batch: list[Any] = field(default_factory=list)
 
 
 class GuardedStep:
@@ -108,6 +113,13 @@ class GuardedStep:
         own = [variable for one in self.optimizers() for variable in one.variables]
         return _unique([*self.model.variables, *self.besides(), *own])
 
+    def learning_rate(self) -> float | None:
+        """Of the first optimizer, as a schedule has it now; without the guard's factor."""
+        for one in self.optimizers():
+            with suppress(TypeError, ValueError):
+                return float(keras.ops.convert_to_numpy(one.learning_rate))
+        return None
+
     def is_built(self) -> bool:
         """True once all variables exist."""
         return bool(self.model.built) and all(one.built for one in self.optimizers())
@@ -134,14 +146,35 @@ class GuardedStep:
         """While the block runs, the model trains as ever, but its optimizers apply nothing."""
         besides = self.besides()
         copies = [keras.ops.convert_to_numpy(variable).copy() for variable in besides]
+        random = self.engine.random()
         with ExitStack() as stack:
             for one in self.optimizers():
-                stack.enter_context(_swapped(one, "apply", lambda *args, **kwargs: None))
+                stack.enter_context(_swapped(one, "apply", self._noting))
             try:
                 yield
             finally:
                 for variable, value in zip(besides, copies, strict=True):
                     variable.assign(value)
+                self.engine.set_random(random)
+
+    def replay(self, data: Any) -> list[Any]:
+        """Runs the model's own step once more and applies nothing.
+
+        Returns:
+            Its losses and gradients.
+        """
+        step = self._local.step = _Step()
+        seeing = _swapped(self.model, "compute_loss", self._seeing_loss(self.model.compute_loss))
+        try:
+            with self.withheld(), seeing, self._module.losses_noted(step.targets):
+                self._train_step(data)
+        finally:
+            self._local.step = None
+        return [*step.losses, *step.targets, *step.batch]
+
+    def _noting(self, gradients: Any, trainable_variables: Any = None) -> None:
+        if self._running is not None:
+            self._running.batch += [one for one in gradients if one is not None]
 
     def _seeing_loss(self, plain: Callable[..., Any]) -> Callable[..., Any]:
         def compute_loss(*args: Any, **kwargs: Any) -> Any:
@@ -169,19 +202,22 @@ class GuardedStep:
         kept = self.variables() if len(self.optimizers()) > 1 else self.besides()
         copies = engine.copies(kept)
         looked_at = [one for one in self.besides() if keras.backend.is_float_dtype(one.dtype)]
-        step = _Step()
-        step.statistics = ([one.path for one in looked_at], engine.norms(looked_at))
+        step = _Step(
+            names=[one.path for one in looked_at],
+            statistics=engine.norms(looked_at),
+            batch=[one for one in keras.tree.flatten(data) if _is_float(one)],
+        )
         self._local.step = step
         try:
             with self._module.losses_noted(step.targets):
                 logs = self._train_step(data)
         finally:
             self._local.step = None
-        names, numbers = step.statistics
         if not step.parts:
             loss, has_loss = self._loss(step, None)
-            row, code = engine.judge([loss, engine.number(0.0)], numbers)
-            step.parts.append(_Part(RowLayout(statistics=names, has_loss=has_loss), row, code))
+            row, code = engine.judge(loss, step.statistics)
+            layout = RowLayout(statistics=step.names, has_loss=has_loss)
+            step.parts.append(_Part(layout, row, code))
         self.layout, row, code = self._joined(step.parts)
         return engine.finish(
             row,
@@ -189,8 +225,14 @@ class GuardedStep:
             variables=kept,
             copies=copies,
             logs=logs,
-            results=self.model.get_metrics_result,
+            results=self._results,
         )
+
+    def _results(self) -> dict[str, Any]:
+        """What the metrics say now."""
+        with suppress(Exception):  # of metrics that a training step of one's own never updates
+            return dict(self.model.get_metrics_result())
+        return {}
 
     def _gated(self, optimizer: Any, plain: Callable[..., Any]) -> Callable[..., Any]:
         def apply(gradients: Any, trainable_variables: Any = None) -> Any:
@@ -225,15 +267,14 @@ class GuardedStep:
         gradients, variables = [one for one, _ in pairs], [one for _, one in pairs]
         present = [(gradient, one) for gradient, one in pairs if gradient is not None]
         first = not step.parts
-        names, statistics = step.statistics if first else ([], [])
         scale = getattr(optimizer, "dynamic_scale", None)
         loss, has_loss = self._loss(step, scale)
-        rate = engine.number(optimizer.learning_rate)
         numbers, code = engine.gate(
-            [loss, rate],
+            loss,
             engine.norms([gradient for gradient, _ in present]),
-            [*engine.norms(variables), *statistics],
+            [*engine.norms(variables), *(step.statistics if first else [])],
             scale=None if scale is None else engine.number(scale),
+            batch=[] if scale is None else engine.norms(step.batch),
             apply=lambda updates: plain(list(updates), variables),
             updates=gradients,
             before=None if first else step.parts[-1].code,
@@ -241,9 +282,8 @@ class GuardedStep:
         layout = RowLayout(
             gradients=[one.path for _, one in present],
             weights=[one.path for one in variables],
-            statistics=list(names),
+            statistics=list(step.names) if first else [],
             has_loss=has_loss,
-            has_rate=True,
         )
         return _Part(layout, numbers, code)
 
@@ -259,21 +299,21 @@ class GuardedStep:
         """One row of all calls of optimizers."""
         if len(parts) == 1:
             return parts[0].layout, parts[0].numbers, parts[0].code
-        layout = RowLayout(has_loss=parts[-1].layout.has_loss, has_rate=True)
+        layout = RowLayout(has_loss=parts[-1].layout.has_loss)
         gradients: list[Any] = []
         weights: list[Any] = []
         statistics: list[Any] = []
         for part in parts:
-            middle = 3 + len(part.layout.gradients)
+            middle = 2 + len(part.layout.gradients)
             end = middle + len(part.layout.weights)
-            gradients += part.numbers[3:middle]
+            gradients += part.numbers[2:middle]
             weights += part.numbers[middle:end]
             statistics += part.numbers[end:]
             layout.gradients += part.layout.gradients
             layout.weights += part.layout.weights
             layout.statistics += part.layout.statistics
-        total = self.engine.root([part.numbers[2] for part in parts])
-        head = [*parts[-1].numbers[:2], total]
+        total = self.engine.root([part.numbers[1] for part in parts])
+        head = [parts[-1].numbers[0], total]
         return layout, [*head, *gradients, *weights, *statistics], parts[-1].code
 
 
@@ -290,6 +330,12 @@ def _swapped(owner: Any, name: str, value: Any) -> Iterator[None]:
             own[name] = former
         else:
             own.pop(name, None)
+
+
+def _is_float(value: Any) -> bool:
+    if not keras.ops.is_tensor(value):
+        return False
+    return bool(keras.backend.is_float_dtype(keras.backend.standardize_dtype(value.dtype)))
 
 
 def _layers(model: Any) -> Iterator[Any]:

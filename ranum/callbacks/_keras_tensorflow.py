@@ -106,11 +106,12 @@ class Engine:
 
     def gate(
         self,
-        head: Sequence[Any],
+        loss: Any,
         gradients: Sequence[Any],
         state: Sequence[Any],
         *,
         scale: Any,
+        batch: Sequence[Any] = (),
         apply: Callable[[Any], Any],
         updates: Any,
         before: Any,
@@ -118,52 +119,60 @@ class Engine:
         """Applies updates if they are good.
 
         Args:
-            head: Loss and learning rate, `[]`.
+            loss: Of the batch, `[]`.
             gradients: Norms of the gradients, `[]`.
             state: Norms of weights and statistics, `[]`.
             scale: What the loss has been multiplied by, `[]`; None if it has not.
+            batch: Norms of the inputs, `[]`: not finite, a smaller scale will not help.
             apply: Applies updates.
             updates: Gradients.
             before: What earlier updates of this step have come to, `[]`; None if there are none.
 
         Returns:
-            Loss, rate, norm, gradients and state as one would read them of all replicas; and
+            Loss, norm, gradients and state as one would read them of all replicas; and
             what became of the step, `[]`.
         """
         sizes = len(gradients)
-        numbers = tf.stack([*head, *gradients, *state])
+        numbers = tf.stack([loss, *gradients, *state])
         scale = tf.constant(1.0) if scale is None else scale
+        if batch:
+            is_fine_batch = tf.reduce_all(tf.math.is_finite(tf.stack(list(batch))))
+            can_scale = tf.logical_and(is_fine_batch, scale > 1.0)
+        else:
+            can_scale = scale > 1.0
 
-        def decide(numbers: Any, scale: Any, before: Any) -> tuple[Any, Any]:
-            norms = numbers[2 : 2 + sizes] / scale
+        def decide(numbers: Any, scale: Any, can_scale: Any, before: Any) -> tuple[Any, Any]:
+            norms = numbers[1 : 1 + sizes] / scale
             total = tf.sqrt(tf.reduce_sum(tf.square(norms)))
-            rest = tf.concat([numbers[:1], numbers[2 + sizes :]], 0)
+            rest = tf.concat([numbers[:1], numbers[1 + sizes :]], 0)
             is_good = tf.reduce_all(tf.math.is_finite(rest))
             is_fine = tf.logical_and(tf.math.is_finite(total), total <= self._bound)
-            is_scaling = tf.logical_and(~tf.math.is_finite(total), scale > 1.0)
+            is_scaling = tf.logical_and(~tf.math.is_finite(total), can_scale)
             code = tf.where(is_fine, TAKEN, tf.where(is_scaling, SCALING, WITHHELD))
             code = tf.where(is_good, code, WITHHELD)
             if before is not None:
                 code = tf.where(before == WITHHELD, WITHHELD, code)
-            parts = [numbers[:2], total[None], norms, numbers[2 + sizes :]]
+            parts = [numbers[:1], total[None], norms, numbers[1 + sizes :]]
             return tf.concat(parts, 0), code
 
         if not self.is_distributed:
-            merged, code = decide(numbers, scale, before)
+            merged, code = decide(numbers, scale, can_scale, before)
             self._when(code != WITHHELD, lambda: apply(updates))
             return _scalars(merged), code
         context = tf.distribute.get_replica_context()
 
-        def across(strategy: Any, numbers: Any, scale: Any, before: Any, updates: Any) -> Any:
+        def across(strategy: Any, given: Any) -> Any:
+            numbers, scale, can_scale, before, updates = given
             each = tf.stack(strategy.experimental_local_results(numbers))
-            loss = tf.reduce_sum(each[:, :1], 0)
-            norms = tf.sqrt(tf.reduce_sum(tf.square(each[:, 2 : 2 + sizes]), 0))
-            rest = tf.reduce_mean(each[:, 2 + sizes :], 0)
-            whole = tf.concat([loss, each[0, 1:2], norms, rest], 0)
+            total = tf.reduce_sum(each[:, :1], 0)
+            norms = tf.sqrt(tf.reduce_sum(tf.square(each[:, 1 : 1 + sizes]), 0))
+            rest = tf.reduce_mean(each[:, 1 + sizes :], 0)
+            whole = tf.concat([total, norms, rest], 0)
             scale = strategy.experimental_local_results(scale)[0]
+            can_scale = tf.reduce_all(tf.stack(strategy.experimental_local_results(can_scale)))
             if before is not None:
                 before = strategy.experimental_local_results(before)[0]
-            merged, code = decide(whole, scale, before)
+            merged, code = decide(whole, scale, can_scale, before)
 
             def run() -> None:
                 strategy.extended.call_for_each_replica(apply, args=(updates,))
@@ -171,13 +180,15 @@ class Engine:
             self._when(code != WITHHELD, run)
             return merged, code
 
-        merged, code = context.merge_call(across, args=(numbers, scale, before, updates))
+        merged, code = context.merge_call(
+            across, args=((numbers, scale, can_scale, before, updates),)
+        )
         return _scalars(merged), code
 
-    def judge(self, head: Sequence[Any], state: Sequence[Any]) -> tuple[list[Any], Any]:
+    def judge(self, loss: Any, state: Sequence[Any]) -> tuple[list[Any], Any]:
         """As `gate`, of a step that applied nothing."""
         return self.gate(
-            head, [], state, scale=None, apply=lambda updates: None, updates=[], before=None
+            loss, [], state, scale=None, apply=lambda updates: None, updates=[], before=None
         )
 
     def finish(
@@ -193,7 +204,7 @@ class Engine:
         """Writes the row down; after a withheld step, puts variables back.
 
         Args:
-            row: Loss, learning rate, norm, and the norms of single tensors, `[]`.
+            row: Loss, norm, and the norms of single tensors, `[]`.
             code: What became of the step, `[]`.
             variables: What the step has changed.
             copies: Its values from before.
@@ -258,7 +269,7 @@ class Engine:
         return {**logs, **dict(zip(names, values[:-1], strict=True))} if names else logs
 
     def _make_room(self, width: int) -> None:
-        if self._rows is None:
+        if self._rows is None or self._rows.shape[1] != width:
             with tf.init_scope():
                 self._rows = tf.Variable(tf.zeros([self._executions, width]), trainable=False)
 

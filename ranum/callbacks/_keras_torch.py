@@ -82,8 +82,9 @@ class Engine:
 
     def number(self, value: Any) -> Tensor:
         """As a scalar `[]`, float32."""
-        value = torch.as_tensor(getattr(value, "value", value)).detach().float()
-        return value if value.ndim == 0 else value.mean()
+        value = getattr(value, "value", value)
+        found: Tensor = torch.as_tensor(value).detach().float()
+        return found if found.ndim == 0 else found.mean()
 
     def scaled(self, rate: Any) -> Any:
         """A learning rate times the factor."""
@@ -92,38 +93,40 @@ class Engine:
 
     def gate(
         self,
-        head: Sequence[Any],
+        loss: Any,
         gradients: Sequence[Any],
         state: Sequence[Any],
         *,
         scale: Any,
+        batch: Sequence[Any] = (),
         apply: Callable[[Any], Any],
         updates: Any,
         before: Any,
     ) -> tuple[list[float], float]:
         """Applies updates if they are good; see the engine of TensorFlow."""
-        numbers = [*head, *gradients, *state]
+        numbers = [loss, *gradients, *state]
         if scale is not None:
             numbers.append(self.number(scale))
         device = numbers[-1].device
         values = torch.stack([number.float().to(device) for number in numbers]).tolist()
         by = 1.0 if scale is None else values.pop()
-        end = 2 + len(gradients)
-        norms = [norm / by for norm in values[2:end]]
+        end = 1 + len(gradients)
+        norms = [norm / by for norm in values[1:end]]
         total = self.root(norms)
         code = TAKEN
         if not (math.isfinite(total) and total <= self._bound):
-            code = SCALING if by > 1 and not math.isfinite(total) else WITHHELD
+            can_scale = by > 1 and all(bool(norm.isfinite()) for norm in batch)
+            code = SCALING if can_scale and not math.isfinite(total) else WITHHELD
         if before == WITHHELD or not all(map(math.isfinite, [values[0], *values[end:]])):
             code = WITHHELD
         if code != WITHHELD:
             apply(updates)
-        return [*values[:2], total, *norms, *values[end:]], code
+        return [values[0], total, *norms, *values[end:]], code
 
-    def judge(self, head: Sequence[Any], state: Sequence[Any]) -> tuple[list[float], float]:
+    def judge(self, loss: Any, state: Sequence[Any]) -> tuple[list[float], float]:
         """As `gate`, of a step that applied nothing."""
         return self.gate(
-            head, [], state, scale=None, apply=lambda updates: None, updates=[], before=None
+            loss, [], state, scale=None, apply=lambda updates: None, updates=[], before=None
         )
 
     def finish(

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 from ranum.guards.types import Reading
 
-NUMBER, CODE, LOSS, RATE, NORM, HEAD = 0, 1, 2, 3, 4, 5
-"""Places in a row: of the step (from 1), what became of it, its loss, the learning rate and the
-norm of all gradients; the norms of single tensors follow."""
+NUMBER, CODE, LOSS, NORM, HEAD = 0, 1, 2, 3, 4
+"""Places in a row: of the step (from 1), what became of it, its loss and the norm of all gradients;
+the norms of single tensors follow."""
 WITHHELD, TAKEN, SCALING = 0.0, 1.0, 2.0
 """What became of a step; SCALING: left to an optimizer that looks for its loss scale."""
 
@@ -24,14 +24,12 @@ class RowLayout:
         weights: Names of the weights whose own norms come next.
         statistics: Names of the other variables whose norms come last: running statistics.
         has_loss: Whether the step showed its loss.
-        has_rate: Whether its optimizer has a learning rate.
     """
 
     gradients: list[str] = field(default_factory=list)
     weights: list[str] = field(default_factory=list)
     statistics: list[str] = field(default_factory=list)
     has_loss: bool = False
-    has_rate: bool = False
 
     @property
     def width(self) -> int:
@@ -39,13 +37,20 @@ class RowLayout:
         return HEAD + len(self.gradients) + len(self.weights) + len(self.statistics)
 
     def reading(
-        self, row: Sequence[float], *, step: int, epoch: int = 0, sampled: bool = False
+        self,
+        row: Sequence[float],
+        *,
+        step: int,
+        learning_rate: float | None = None,
+        epoch: int = 0,
+        sampled: bool = False,
     ) -> Reading:
         """The reading of a row.
 
         Args:
             row: `width` numbers.
             step: Optimizer steps attempted before this one.
+            learning_rate: Of the optimizer.
             epoch: Counting from 0.
             sampled: With the norms of every layer.
         """
@@ -60,7 +65,7 @@ class RowLayout:
             step=step,
             loss=row[LOSS] if self.has_loss else None,
             grad_norm=row[NORM] if self.gradients else None,
-            learning_rate=row[RATE] if self.has_rate else None,
+            learning_rate=learning_rate,
             epoch=epoch,
             grad_norms=dict(zip(self.gradients, gradients, strict=True)) if sampled else {},
             weight_norms=dict(zip(self.weights, state, strict=False)) if sampled else {},
