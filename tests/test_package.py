@@ -31,8 +31,8 @@ ALLOWED = {
 ADAPTERS = {
     "lightning": ("ranum.callbacks", "ranum.analysis.capture.lightning"),
     "pytorch_lightning": ("ranum.callbacks", "ranum.analysis.capture.lightning"),
-    "keras": ("ranum.analysis.capture.tensorflow",),
-    "tensorflow": ("ranum.analysis.capture.tensorflow",),
+    "keras": ("ranum.analysis.capture.tensorflow", "ranum.callbacks._keras"),
+    "tensorflow": ("ranum.analysis.capture.tensorflow", "ranum.callbacks._keras"),
     "onnx": ("ranum.analysis.capture.onnx",),
     "optuna": ("ranum.repair.search",),
     "scipy": ("ranum.repair",),

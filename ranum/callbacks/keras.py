@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from ranum.callbacks._keras import RanumCallback
+from ranum.callbacks._keras.callback import RanumCallback
 
 __all__ = ["RanumCallback"]

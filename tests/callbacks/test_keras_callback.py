@@ -363,7 +363,7 @@ def test_what_was_found_is_written_down(tmp_path):
 
 
 def test_our_own_fault_is_told_once_and_training_goes_on(tmp_path, monkeypatch):
-    from ranum.callbacks._keras_guard import KerasGuard
+    from ranum.callbacks._keras.guard import KerasGuard
 
     def broken(*args, **kwargs):
         raise RuntimeError("ours")

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import torch
 
-from ranum.callbacks._keras_step import GuardedStep
+from ranum.callbacks._keras.step import GuardedStep
 from ranum.errors import RanumError
 
 

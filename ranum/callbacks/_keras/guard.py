@@ -17,8 +17,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ranum.analysis.capture.program import Program
 from ranum.analysis.capture.tensorflow.models import keras_program
-from ranum.callbacks._keras_snapshot import VariableSnapshots
-from ranum.callbacks._keras_step import GuardedStep
+from ranum.callbacks._keras.snapshot import VariableSnapshots
+from ranum.callbacks._keras.step import GuardedStep
 from ranum.errors import CaptureError
 from ranum.guards.base import ALL, Decision, GuardBase
 from ranum.guards.culprit import find_culprit
@@ -268,7 +268,7 @@ class KerasGuard(GuardBase):
 
     def _watched(self) -> tuple[Culprit | None, bool]:
         """The culprit of a step of TensorFlow, which runs eagerly for it."""
-        from ranum.callbacks._keras_culprit import find_culprit as find
+        from ranum.callbacks._keras.culprit import find_culprit as find
 
         with suppress(CaptureError):  # then there is no file to replay
             self._program = self.program(self._batch)

@@ -33,8 +33,8 @@ from ranum.guards.types import History
 try:
     import keras
 
-    from ranum.callbacks._keras_guard import KerasGuard, SkipWithheld
-    from ranum.callbacks._keras_step import GuardedStep
+    from ranum.callbacks._keras.guard import KerasGuard, SkipWithheld
+    from ranum.callbacks._keras.step import GuardedStep
 except ImportError as error:
     raise MissingExtraError("keras", "keras", "RanumCallback") from error
 

@@ -15,8 +15,8 @@ from ranum.errors import ArgumentError
 from ranum.guards.readings.keras import RowLayout
 
 _ENGINES = {
-    "tensorflow": "ranum.callbacks._keras_tensorflow",
-    "torch": "ranum.callbacks._keras_torch",
+    "tensorflow": "ranum.callbacks._keras.tensorflow",
+    "torch": "ranum.callbacks._keras.torch",
 }
 
 
