@@ -11,6 +11,8 @@ from ranum.repair.clipping import Rewrite
 
 if TYPE_CHECKING:
     from ranum.guards.base import GuardBase
+    from ranum.repair.patch import AppliedPatch, Edit
+    from ranum.source import Source
 
 CLIP_LIMIT = 8
 """Live patches per run; a program that needs more has another problem."""
@@ -22,7 +24,8 @@ class InsertClip:
     Fits faults whose culprit is an operator that the analysis has a cure for: a rewriting that
     was verified on this very step, else the smallest clip. The learning rate is lowered as by a
     rollback: the operand drifted to the edge of its domain under it. If anything after the patch
-    fails, the patch is undone.
+    fails, the patch is undone; and so it is if the same expression fails again, which is then left
+    to the next remedy.
 
     Args:
         session: Holds the analysis and keeps the patches, so that they are undone at the end.
@@ -34,12 +37,17 @@ class InsertClip:
     def __init__(self, session: Session, *, learning_rate_factor: float) -> None:
         self._session = session
         self._factor = learning_rate_factor
+        self._tried: list[tuple[Edit, AppliedPatch]] = []
 
     def apply(self, fault: Fault, guard: GuardBase) -> Outcome | None:
         """Patches the code; None if there is no cure for this fault."""
         culprit = fault.culprit
         if culprit is None or culprit.cause != "operator":
             return None
+        shift = sum(abs(_lines_added(edit)) for edit, patch in self._tried if patch.is_active)
+        for edit, patch in self._tried:
+            if _is_there(culprit.source, edit, shift):
+                return self._take_out(patch, guard, fault)
         if len(self._session.patches) >= CLIP_LIMIT:
             return None
         cure = self._session.cure_for(culprit)
@@ -57,6 +65,7 @@ class InsertClip:
             patch.undo()
             raise
         self._session.patches.append(patch)
+        self._tried.append((cure.edit, patch))
         what = "wrote" if isinstance(cure, Rewrite) else "inserted"
         return Outcome(
             action=self.name,
@@ -64,6 +73,33 @@ class InsertClip:
             back_to=back_to,
             patch=diff,
         )
+
+    def _take_out(self, patch: AppliedPatch, guard: GuardBase, fault: Fault) -> Outcome | None:
+        """Undoes a patch that has not helped, and goes back; None if that was done before."""
+        if not patch.is_active:
+            return None
+        patch.undo()
+        self._session.patches.remove(patch)
+        back_to = go_back(guard, fault)
+        if back_to is None:
+            return None
+        return Outcome(
+            action="undo",
+            detail="took the live patch out again: the same expression failed with it",
+            back_to=back_to,
+        )
+
+
+def _is_there(source: Source, edit: Edit, shift: int) -> bool:
+    """True if a place is that of an edit, in a file whose lines have moved by `shift` at most."""
+    old = edit.source
+    is_near = old.line - shift <= source.line <= old.end_line + shift
+    return source.file == old.file and source.function == old.function and is_near
+
+
+def _lines_added(edit: Edit) -> int:
+    lines = edit.diff().splitlines()
+    return sum(line.startswith("+") for line in lines) - sum(line.startswith("-") for line in lines)
 
 
 class RepairConfiguration:

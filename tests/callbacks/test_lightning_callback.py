@@ -296,6 +296,36 @@ def test_the_culprit_is_named_and_clipped_live(pl, tmp_path):
     assert log_of_softmax.__code__ is code  # and was taken out again
 
 
+def test_a_patch_that_does_not_help_is_taken_out_again(pl, tmp_path, monkeypatch):
+    from types import SimpleNamespace
+
+    from ranum.callbacks._session import Session
+    from ranum.repair.patch import rewrite_edit
+
+    def useless(self: Any, culprit: Any) -> Any:
+        return SimpleNamespace(
+            edit=rewrite_edit(culprit.source, f"({culprit.source.expression} + 0)")
+        )
+
+    monkeypatch.setattr(Session, "cure_for", useless)
+    guard, lit = callback(pl, on_fault=("clip",), confirm_seconds=0), module(pl, log_of_softmax)
+    lit.scale = 1.0
+
+    class Jump(pl.Callback):
+        def on_train_batch_start(self, trainer: Any, *args: Any) -> None:
+            if trainer.global_step >= 5:
+                lit.scale = 1e4
+
+    code = log_of_softmax.__code__
+    trainer(pl, tmp_path, Jump(), guard).fit(lit, loader())
+    actions = [incident.action for incident in guard.history.incidents]
+    assert actions == ["clip", "undo", "stop"]
+    assert "took the live patch out again" in guard.history.incidents[1].detail
+    assert guard.history.incidents[1].back_to is not None
+    assert log_of_softmax.__code__ is code
+    assert finite(lit)
+
+
 def exponential(lit: Any, batch: Any) -> Tensor:
     return torch.exp((lit.net(batch[0]) * lit.scale).square()).mean()
 
