@@ -160,10 +160,12 @@ def zeros() -> Task:
 
 
 def constant() -> Task:
-    """All weights alike: so are the units of a layer, and stay so."""
+    """Weights all alike and biases zero: so the units of a layer stay alike."""
     model = mlp()
     for weight in weights(model):
         nn.init.constant_(weight, 0.02)
+    for bias in biases(model):
+        nn.init.zeros_(bias)
     return fit(model, adam(model, 1e-3), task.standardised())
 
 
@@ -382,9 +384,12 @@ def corrupt_batch() -> Task:
 
 
 def last_batch_only() -> Task:
-    """BatchNorm with momentum 1: its statistics are those of the last four pictures."""
-    model = task.cnn(norm=True, momentum=1.0)
-    return fit(model, adam(model), task.pictures(), batch=4)
+    """BatchNorm with momentum 1 and batches of four: its statistics are those of the last four."""
+    model = nn.Sequential(
+        nn.Linear(64, 64), nn.BatchNorm1d(64, momentum=1.0), nn.ReLU(),
+        nn.Linear(64, 64), nn.BatchNorm1d(64, momentum=1.0), nn.ReLU(), nn.Linear(64, 10),
+    )  # fmt: skip
+    return fit(model, adam(model), task.standardised(), batch=4)
 
 
 def never_updated() -> Task:
@@ -394,10 +399,14 @@ def never_updated() -> Task:
     return fit(model, adam(model), (x.view(-1, 1, 8, 8), y))
 
 
-def one_picture() -> Task:
-    """BatchNorm over a batch of one."""
+def frozen_statistics() -> Task:
+    """BatchNorm in evaluation mode from the start, on pictures of 0 to 16."""
     model = task.cnn(norm=True)
-    return fit(model, adam(model), task.pictures(), batch=1)
+    for module in model:
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    x, y = task.digits(1.0)
+    return fit(model, adam(model), (x.view(-1, 1, 8, 8), y))
 
 
 def poisoned_statistics() -> Task:
@@ -441,9 +450,9 @@ def another_models_optimizer() -> Task:
 
 
 def exploding_rnn() -> Task:
-    """A linear recurrence of gain 1.6 over 40 steps."""
+    """A rectified recurrence of gain 2.5 over 40 steps."""
     body, head = nn.RNN(4, 32, batch_first=True, nonlinearity="relu"), nn.Linear(32, 4)
-    nn.init.orthogonal_(body.weight_hh_l0, gain=1.6)
+    nn.init.orthogonal_(body.weight_hh_l0, gain=2.5)
     model = nn.ModuleList([body, head])
 
     def step(i: int) -> Tensor:
@@ -534,7 +543,7 @@ BROKEN = (
     Case("rate rather low", rate_rather_low, 620, TOO_SLOW, 600),
     Case("rate zero", rate_zero, 200, ("RN210", "RN212"), 80, ("RN206",)),
     Case("gradients not cleared", not_cleared, 400, (*TOO_FAST, "RN209"), 300),
-    Case("decay high", decay_high, 620, ("RN210", "RN206", "RN213", "RN203"), 600),
+    Case("decay high", decay_high, 620, ("RN216", "RN206"), 60),
     Case("wide initialisation, SGD", wide, 60, ("RN211",), 10, (*TOO_FAST, "RN206")),
     Case("wide initialisation, Adam", wide_adam, 200, ("RN211",), 10, TOO_FAST),
     Case("narrow initialisation", narrow, 200, ("RN211", "RN203"), 60, ("RN210", "RN212")),
@@ -574,7 +583,7 @@ BROKEN = (
     Case("corrupt batch", corrupt_batch, 160, ("RN207", "RN301"), 120, TOO_FAST),
     Case("BatchNorm, momentum 1", last_batch_only, 300, ("RN214",), 200),
     Case("BatchNorm, never updated", never_updated, 300, ("RN214",), 200),
-    Case("BatchNorm, one picture", one_picture, 300, ("RN214",), 200),
+    Case("BatchNorm, frozen", frozen_statistics, 300, ("RN214",), 200),
     Case("BatchNorm, poisoned", poisoned_statistics, 200, ("RN214",), 200, ("RN207", "RN202")),
     Case("detached body", detached, 200, ("RN210",), 80),
     Case("another model's optimizer", another_models_optimizer, 200, ("RN210", "RN212"), 80),

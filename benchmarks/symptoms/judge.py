@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -134,6 +134,7 @@ def _readings(
         looks = bool(judges) and i % LOOK_EVERY == 0
         with reader.watch(i), sight.watch(looks):
             loss = task.step(i)
+        reader.look(i, loss)
         loss.backward()
         task.before_update(i)
         validation = None
@@ -146,6 +147,7 @@ def _readings(
                     if rule.fires(sight):
                         said.setdefault(f"{rule.tool} {rule.name}", []).append(i)
         state = torch.get_rng_state()
-        yield reader.read(step=i, loss=loss, optimizer=task.optimizer)
+        reading = reader.read(step=i, loss=loss, optimizer=task.optimizer)
+        yield replace(reading, validation_loss=validation)
         torch.set_rng_state(state)
         task.optimizer.step()

@@ -364,6 +364,8 @@ class GuardBase:
             withheld: The fault for which the device has left the step out already; used where no
                 symptom finds one.
         """
+        if self._validation is not None:
+            reading, self._validation = replace(reading, validation_loss=self._validation), None
         if self._due == self._step and not reading.bad_state:
             bad = next(iter(self._contained("snapshots", self._snapshots.bad_in_latest) or ()), "")
             if not self._agree(not bad):

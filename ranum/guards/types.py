@@ -21,11 +21,89 @@ class ActivationReading:
         upper: Largest element.
         dead: Share of units whose output was <= 0 for the whole batch, in [0, 1]; None for
             modules that are not rectifiers.
+        saturated: Share of elements within 1 % of an end of the activation's range, in [0, 1];
+            None for modules that are not bounded on both sides.
+        spread: Largest range of an element over the examples of the batch; None where it was
+            not measured (only the first samples of a run are), or there is one example.
     """
 
     lower: float
     upper: float
     dead: float | None = None
+    saturated: float | None = None
+    spread: float | None = None
+
+    @property
+    def size(self) -> float:
+        """Largest absolute element."""
+        return max(abs(self.lower), abs(self.upper))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputReading:
+    """What the first module that ran was given in one step.
+
+    Attributes:
+        where: Path of the module.
+        lower: Smallest element; NaN if one is NaN.
+        upper: Largest element; NaN if one is NaN.
+        mean: Over all elements.
+        deviation: Standard deviation over all elements.
+        spread: Largest range of an element over the examples of the batch; None if there is one
+            example.
+        is_normalized: The module is a normalization, so that the scale does not matter.
+    """
+
+    where: str
+    lower: float
+    upper: float
+    mean: float = 0.0
+    deviation: float = 0.0
+    spread: float | None = None
+    is_normalized: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossReading:
+    """One loss function of a step, as the step's autograd graph shows it.
+
+    Attributes:
+        kind: "cross entropy", "negative log likelihood", "binary cross entropy", "binary cross
+            entropy with logits", "squared error" or "Huber".
+        activation: What its input came from: "softmax", "sigmoid", "tanh", "relu" or "".
+        lower: Smallest target, or class that is not ignored.
+        upper: Largest.
+        count: Number of targets.
+        ignored: Share of targets that are ignored, in [0, 1].
+        outside: Share of targets outside the range of the activation or of the loss, in [0, 1].
+        peak: Largest input of a negative log likelihood; None for others.
+    """
+
+    kind: str
+    activation: str = ""
+    lower: float = 0.0
+    upper: float = 0.0
+    count: int = 0
+    ignored: float = 0.0
+    outside: float = 0.0
+    peak: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NormalizationReading:
+    """How a batch compares with the running statistics of a BatchNorm before that batch.
+
+    Attributes:
+        shift: Distance of the means in running standard deviations; median over channels.
+        ratio: Variance of the batch over the running variance; median over channels.
+        momentum: Weight of the batch in the new statistics; 0 if they are not updated.
+        count: Values per channel in the batch.
+    """
+
+    shift: float
+    ratio: float
+    momentum: float = 0.1
+    count: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +122,15 @@ class Reading:
         activations: By module path; empty in steps that are not sampled.
         bad_state: A weight, buffer or moment of the optimizer that is not finite, by name; "" if
             there is none, or it was not looked for.
+        validation_loss: Of a validation since the reading before, if there was one.
+        updates: By parameter name, L2 of the change that the optimizer step after the sample
+            before made, over L2 of the weight, both estimated from some of its elements; of
+            matrices and kernels that are trained. Exactly 0 if none of these elements changed.
+        cut_off: Parameters whose module took part in the step's graph, and which got no gradient.
+        alike: Weights whose units (first dimension) are all the same; in the first samples.
+        inputs: What the first module was given; None in steps that are not sampled.
+        loss_terms: Loss functions of the step; empty where their graph was not seen.
+        normalizations: By module path, of BatchNorm modules.
     """
 
     step: int
@@ -55,6 +142,13 @@ class Reading:
     weight_norms: Mapping[str, float] = field(default_factory=dict)
     activations: Mapping[str, ActivationReading] = field(default_factory=dict)
     bad_state: str = ""
+    validation_loss: float | None = None
+    updates: Mapping[str, float] = field(default_factory=dict)
+    cut_off: tuple[str, ...] = ()
+    alike: tuple[str, ...] = ()
+    inputs: InputReading | None = None
+    loss_terms: tuple[LossReading, ...] = ()
+    normalizations: Mapping[str, NormalizationReading] = field(default_factory=dict)
 
     @property
     def is_sampled(self) -> bool:
@@ -67,7 +161,7 @@ class Finding:
     """A symptom's verdict over the readings so far.
 
     Attributes:
-        code: Stable code, "RN2xx".
+        code: Stable code, "RN2xx" (training) or "RN3xx" (data and configuration).
         symptom: Name of the symptom's class, "ExplodingGradient".
         step: Step of the reading that decided.
         severity: "fault" or "warning".

@@ -5,19 +5,43 @@ from __future__ import annotations
 import math
 import operator
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ranum.errors import ArgumentError, RanumWarning
-from ranum.guards._shards import any_sharded, local, whole_norms
-from ranum.guards.types import ActivationReading, Reading
+from ranum.guards._shards import any_sharded, is_sharded, local, whole_norms
+from ranum.guards.readings import loss as losses
+from ranum.guards.types import (
+    ActivationReading,
+    InputReading,
+    NormalizationReading,
+    Reading,
+)
+
+FIRST_SAMPLES = 5
+"""Samples of a run's beginning in which its initialisation is looked at."""
+PART = 4096
+"""Elements of a weight whose change stands for the change of all."""
+_LEAST_MOMENTUM = 1e-3
+"""Below it, a running statistic moves too little to tell what the batch was."""
+_NEAR = 0.01
+"""Of an activation's range: how near to its end an element is saturated."""
 
 _RECTIFIERS = (nn.ReLU, nn.ReLU6)
+_BOUNDED = {
+    nn.Sigmoid: (0.0, 1.0),
+    nn.Tanh: (-1.0, 1.0),
+    nn.Softsign: (-1.0, 1.0),
+    nn.Hardtanh: (-1.0, 1.0),
+    nn.Hardsigmoid: (0.0, 1.0),
+}
+_NORMALIZATIONS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+_BATCH_NORMS = nn.modules.batchnorm._BatchNorm
 _CHANNELS_FIRST = (
     nn.modules.conv._ConvNd,
     nn.modules.batchnorm._NormBase,
@@ -32,13 +56,30 @@ class _Statistics:
 
     lower: Tensor
     upper: Tensor
-    dead: Tensor | None
+    dead: Tensor | None = None
+    saturated: Tensor | None = None
+    spread: Tensor | None = None
 
     def merge(self, other: _Statistics) -> None:
         self.lower = torch.minimum(self.lower, other.lower)
-        self.upper = torch.maximum(self.upper, other.upper)
-        if self.dead is not None and other.dead is not None:
-            self.dead = torch.maximum(self.dead, other.dead)
+        for name in ("upper", "dead", "saturated", "spread"):
+            mine, others = getattr(self, name), getattr(other, name)
+            if mine is not None and others is not None:
+                setattr(self, name, torch.maximum(mine, others))
+
+    def numbers(self) -> dict[str, Tensor]:
+        """Those that there are, by name."""
+        found = {name: getattr(self, name) for name in self.__slots__}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class _Input:
+    """What the first module was given."""
+
+    where: str
+    is_normalized: bool
+    numbers: dict[str, Tensor]
 
 
 class TorchReader:
@@ -61,6 +102,11 @@ class TorchReader:
     a step shows the extremes over the runs and the largest share of dead units. The share of
     dead units is measured for `nn.ReLU` and `nn.ReLU6`; a unit is a channel after a
     convolution or BatchNorm, a feature (last dimension) after `nn.Linear` and the like.
+
+    Besides, a sample holds how far the optimizer step after the sample before moved each weight
+    (estimated from 4096 of its elements, which are copied meanwhile), what the first module that
+    ran was given, how BatchNorm's running statistics compare with the batch, and, if `look` was
+    called before the backward pass, what the loss functions of the step were given.
 
     Not seen: rectifiers called as functions (`F.relu`); modules with children (among them
     parametrized ones); the inside of compiled and scripted modules, where hooks do not run
@@ -96,6 +142,17 @@ class TorchReader:
         self._can_watch = True
         self._has_read = False
         self._masks: set[str] = set()
+        self._can_compare = True
+        self._samples = 0
+        self._input: _Input | None = None
+        self._is_first = False
+        self._terms: list[losses.Term] = []
+        self._looked_step: int | None = None
+        self._ran: set[str] = set()
+        self._running: dict[str, tuple[Tensor, Tensor]] = {}
+        self._normalizations: dict[str, _Normalization] = {}
+        self._parts: dict[str, tuple[Tensor, Tensor]] = {}
+        self._changes: dict[str, tuple[Tensor, Tensor]] = {}
 
     def __repr__(self) -> str:
         name = type(self.model).__name__
@@ -116,14 +173,34 @@ class TorchReader:
             yield
             return
         if step != self._watched_step:
-            self._statistics = {}
+            self._forget_step()
             self._watched_step = step
+        self._is_first = self._input is None
         self._detach()
         self._attach()
         try:
             yield
         finally:
             self._detach()
+
+    def look(self, step: int, loss: Any) -> None:
+        """Looks at the step's loss functions; call before `backward`, in any step.
+
+        Of several losses of a step, the first counts. In steps that are not sampled it does
+        nothing; a loss without a graph, or one that cannot be read, shows nothing.
+
+        Args:
+            step: As in `read`.
+            loss: That `backward` will be called on.
+        """
+        if not self.is_sampled(step) or step == self._looked_step:
+            return
+        self._looked_step, self._terms = step, []
+        if isinstance(loss, Tensor) and loss.grad_fn is not None:
+            try:
+                self._terms = losses.terms(loss)
+            except Exception:  # torch names and saves what it likes: then it is not seen
+                self._terms = []
 
     @torch.no_grad()
     def read(
@@ -166,28 +243,24 @@ class TorchReader:
 
         weight_names: list[str] = []
         weight_norms: list[Tensor] = []
-        statistics: dict[str, _Statistics] = {}
+        seen = _Seen()
+        if self._parts:
+            self._changes = self._extra(self._change)
+            self._parts = {}
         if sampled:
             weight_names, weights = self._weights()
             weight_norms = _norms(weights)
-            if self._watched_step == step:
-                statistics = self._statistics
-            self._statistics, self._watched_step = {}, None
+            seen = self._take(step)
         watched = [(name, tensor) for name, tensor in buffers if name not in self._masks]
         layers = [*grad_norms, *weight_norms, *_norms([tensor for _, tensor in watched])]
-        activations = [
-            tensor
-            for entry in statistics.values()
-            for tensor in (entry.lower, entry.upper, entry.dead)
-            if tensor is not None
-        ]
+        extras = seen.tensors()
         try:
-            values = _host([*scalars.values(), *layers, *activations])
+            values = _host([*scalars.values(), *layers, *extras])
         except Exception as error:
-            if not activations:
+            if not extras:
                 raise
             self._give_up(error)
-            statistics = {}
+            seen = _Seen()
             values = _host([*scalars.values(), *layers])
 
         got = dict(zip(scalars, values, strict=False))
@@ -208,15 +281,46 @@ class TorchReader:
             grad_norms=self._named(owners, each) if sampled else {},
             weight_norms=sizes,
             bad_state=bad,
-            activations={
-                name: ActivationReading(
-                    lower=next(rest),
-                    upper=next(rest),
-                    dead=None if entry.dead is None else next(rest),
-                )
-                for name, entry in statistics.items()
-            },
+            **seen.fields(rest),
         )
+
+    def _take(self, step: int) -> _Seen:
+        """What was seen of a sampled step; the next one starts anew."""
+        seen = _Seen(changes=self._changes, alike=self._extra(self._alike))
+        if self._looked_step == step:
+            seen.terms = self._terms
+        if self._watched_step == step:
+            seen.statistics, seen.given = self._statistics, self._input
+            seen.normalizations, seen.cut_off = self._normalizations, self._cut_off()
+        self._changes = {}
+        self._forget_step()
+        self._watched_step = None
+        self._terms = []
+        self._parts = self._extra(self._copy_parts)
+        self._samples += 1
+        return seen
+
+    def _extra(
+        self, work: Callable[[], dict[str, tuple[Tensor, Tensor]]]
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """Looks at the weights; they are unusual, and not looked at again, if that fails."""
+        if not self._can_compare:
+            return {}
+        try:
+            return work()
+        except Exception as error:
+            self._can_compare = False
+            warnings.warn(
+                f"sizes of updates are not measured: {type(error).__name__}: {error}. "
+                "Everything else is.",
+                RanumWarning,
+                stacklevel=4,
+            )
+            return {}
+
+    def _forget_step(self) -> None:
+        self._statistics, self._normalizations = {}, {}
+        self._running, self._ran, self._input = {}, set(), None
 
     def _bad(self, watched: Sequence[tuple[str, Tensor]], norms: Sequence[float]) -> str:
         bad = [
@@ -233,7 +337,9 @@ class TorchReader:
     def close(self) -> None:
         """Removes any hook and forgets the model's parameters; reading again is allowed."""
         self._detach()
-        self._statistics, self._watched_step = {}, None
+        self._forget_step()
+        self._watched_step = None
+        self._parts, self._changes, self._terms = {}, {}, []
         self._parameters, self._names = [], []
 
     # --- parameters ------------------------------------------------------------------------
@@ -262,11 +368,56 @@ class TorchReader:
                 weights.append(parameter.detach())
         return names, weights
 
+    def _trained(self) -> Iterator[tuple[str, Tensor]]:
+        """Matrices and kernels that ask for a gradient."""
+        for name, parameter in zip(self._names, self._parameters, strict=True):
+            if (
+                parameter.requires_grad
+                and not nn.parameter.is_lazy(parameter)
+                and parameter.is_floating_point()
+                and parameter.ndim > 1
+                and parameter.numel()
+                and not is_sharded(parameter)
+            ):
+                yield name, parameter
+
+    def _copy_parts(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Some elements of each weight as they are before this step changes them."""
+        return {name: (weight, _part(weight).clone()) for name, weight in self._trained()}
+
+    def _change(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """How far these elements have moved, and how large they were."""
+        names, pairs = list(self._parts), list(self._parts.values())
+        live, old = [_part(weight.detach()) for weight, _ in pairs], [before for _, before in pairs]
+        moved = _norms(torch._foreach_sub(live, old))
+        return dict(zip(names, zip(moved, _norms(old), strict=True), strict=True))
+
+    def _alike(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Largest difference between the units of a weight, and its largest element."""
+        if self._samples >= FIRST_SAMPLES:
+            return {}
+        return {
+            name: ((weight.amax(0) - weight.amin(0)).amax(), weight.abs().amax())
+            for name, weight in self._trained()
+            if len(weight) > 1
+        }
+
+    def _cut_off(self) -> tuple[str, ...]:
+        return tuple(
+            name
+            for name, parameter in zip(self._names, self._parameters, strict=True)
+            if parameter.grad is None
+            and parameter.requires_grad
+            and name.rpartition(".")[0] in self._ran
+        )
+
     # --- activations -----------------------------------------------------------------------
 
     def _attach(self) -> None:
         for name, module in _leaves(self.model):
             self._handles.append(module.register_forward_hook(self._hook(name)))
+            if isinstance(module, _BATCH_NORMS) and module.running_mean is not None:
+                self._handles.append(module.register_forward_pre_hook(self._before(name)))
 
     def _detach(self) -> None:
         for handle in self._handles:
@@ -278,16 +429,30 @@ class TorchReader:
             if torch.compiler.is_compiling():
                 return
             try:
-                self._see(name, module, output)
+                self._see(name, module, args, output)
             except Exception as error:
                 self._give_up(error)
 
         return see
 
+    def _before(self, name: str) -> Any:
+        def keep(module: Any, args: Any) -> None:
+            if torch.compiler.is_compiling() or name in self._running:
+                return
+            try:
+                self._running[name] = (module.running_mean.clone(), module.running_var.clone())
+            except Exception as error:
+                self._give_up(error)
+
+        return keep
+
     @torch.no_grad()
-    def _see(self, name: str, module: nn.Module, output: Any) -> None:
+    def _see(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
         if not self._can_watch:
             return
+        if self._is_first:
+            self._is_first = False
+            self._input = _input(name, module, args)
         if isinstance(module, _CHANNELS_FIRST):
             self._channels_first = True
         elif isinstance(module, _CHANNELS_LAST):
@@ -295,12 +460,20 @@ class TorchReader:
         tensor = _first_tensor(output)
         if tensor is None:
             return
+        if tensor.requires_grad:
+            self._ran.add(name)
         tensor = tensor.detach()
-        lower, upper = torch.aminmax(tensor)
-        dead = None
+        statistics = _Statistics(*torch.aminmax(tensor))
         if isinstance(module, _RECTIFIERS):
-            dead = _dead_share(tensor, self._channels_first)
-        statistics = _Statistics(lower, upper, dead)
+            statistics.dead = _dead_share(tensor, self._channels_first)
+        if (bounds := _BOUNDED.get(type(module))) is not None:
+            near = _NEAR * (bounds[1] - bounds[0])
+            ends = (tensor < bounds[0] + near) | (tensor > bounds[1] - near)
+            statistics.saturated = ends.float().mean()
+        if self._samples < FIRST_SAMPLES:
+            statistics.spread = _spread(tensor)
+        if name in self._running and name not in self._normalizations:
+            self._normalizations[name] = _compared(module, args[0], *self._running[name])
         if name in self._statistics:
             self._statistics[name].merge(statistics)
         else:
@@ -315,6 +488,133 @@ class TorchReader:
                 RanumWarning,
                 stacklevel=3,
             )
+
+
+@dataclass(frozen=True, slots=True)
+class _Normalization:
+    """A batch against the running statistics before it: shift and ratio, medians."""
+
+    numbers: tuple[Tensor, Tensor]
+    momentum: float
+    count: int
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What a sample holds besides norms, with its numbers on the device."""
+
+    statistics: dict[str, _Statistics] = field(default_factory=dict)
+    given: _Input | None = None
+    terms: list[losses.Term] = field(default_factory=list)
+    normalizations: dict[str, _Normalization] = field(default_factory=dict)
+    changes: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    alike: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    cut_off: tuple[str, ...] = ()
+
+    def tensors(self) -> list[Tensor]:
+        """Every number, in the order in which `fields` takes them; `[]` each."""
+        return [
+            *(number for one in self.statistics.values() for number in one.numbers().values()),
+            *(() if self.given is None else self.given.numbers.values()),
+            *(number for term in self.terms for number in term.numbers),
+            *(number for one in self.normalizations.values() for number in one.numbers),
+            *(number for pair in self.changes.values() for number in pair),
+            *(number for pair in self.alike.values() for number in pair),
+        ]
+
+    def fields(self, numbers: Iterator[float]) -> dict[str, Any]:
+        """Fields of a `Reading`, with the numbers as the host has read them."""
+        found: dict[str, Any] = {
+            "activations": {
+                name: ActivationReading(**{part: next(numbers) for part in one.numbers()})
+                for name, one in self.statistics.items()
+            }
+        }
+        if self.given is not None:
+            found["inputs"] = InputReading(
+                where=self.given.where,
+                is_normalized=self.given.is_normalized,
+                **{part: next(numbers) for part in self.given.numbers},
+            )
+        found["loss_terms"] = tuple(
+            [term.reading([next(numbers) for _ in term.numbers]) for term in self.terms]
+        )
+        found["normalizations"] = {
+            name: NormalizationReading(
+                shift=next(numbers),
+                ratio=next(numbers),
+                momentum=one.momentum,
+                count=one.count,
+            )
+            for name, one in self.normalizations.items()
+        }
+        updates = {}
+        for name in self.changes:
+            change, size = next(numbers), next(numbers)
+            updates[name] = change / size if size else math.inf if change else 0.0
+        found["updates"] = updates
+        pairs = [(name, next(numbers), next(numbers)) for name in self.alike]
+        # Of units that started alike, rounding may tell the last digits apart.
+        found["alike"] = tuple(name for name, apart, size in pairs if apart <= 1e-4 * size)
+        found["cut_off"] = self.cut_off
+        return found
+
+
+def _part(weight: Tensor) -> Tensor:
+    """A view of some elements, spread over the weight; all of them if they are few."""
+    flat = weight.view(-1) if weight.is_contiguous() else weight
+    if flat.ndim > 1 or flat.numel() <= PART:
+        return flat
+    # Odd, so that it does not keep to a few columns of a matrix of even width.
+    return flat[:: flat.numel() // PART | 1]
+
+
+def _spread(tensor: Tensor) -> Tensor | None:
+    """Largest range of an element over the first dimension; None for one example."""
+    if tensor.ndim == 0 or len(tensor) < 2:
+        return None
+    return (tensor.amax(0) - tensor.amin(0)).amax().float()
+
+
+def _input(name: str, module: nn.Module, args: Any) -> _Input | None:
+    tensor = args[0] if args and isinstance(args[0], Tensor) else None
+    if tensor is None or not tensor.numel() or tensor.is_complex() or tensor.requires_grad:
+        return None
+    numbers: dict[str, Tensor] = {}
+    given = tensor.detach()
+    given = given.float() if given.dtype in (torch.float16, torch.bfloat16) else given
+    numbers["lower"], numbers["upper"] = (end.float() for end in torch.aminmax(given))
+    if given.is_floating_point() and given.numel() > 1:
+        deviation, mean = torch.std_mean(given)
+        numbers["mean"], numbers["deviation"] = mean, deviation
+    spread = _spread(given)
+    if spread is not None:
+        numbers["spread"] = spread
+    return _Input(name, isinstance(module, _NORMALIZATIONS), numbers)
+
+
+def _compared(module: nn.Module, given: Tensor, mean: Tensor, variance: Tensor) -> _Normalization:
+    """A batch `[N, C, ...]` against the running statistics `[C]` before it."""
+    assert isinstance(module, _BATCH_NORMS)
+    # None means the average of all batches so far: noisy at first, as it has to be.
+    momentum = (module.momentum or 0.0) if module.training else 0.0
+    is_average = module.training and module.momentum is None
+    if momentum >= _LEAST_MOMENTUM:
+        # The module has just mixed the batch's statistics in: they can be had for nothing.
+        assert module.running_mean is not None
+        assert module.running_var is not None
+        batch_mean = mean + (module.running_mean - mean) / momentum
+        batch_variance = variance + (module.running_var - variance) / momentum
+    else:
+        dims = [dim for dim in range(given.ndim) if dim != 1]
+        batch_variance, batch_mean = torch.var_mean(given.detach().float(), dims)
+    shift = (batch_mean - mean).abs() / (variance + module.eps).sqrt()
+    ratio = (batch_variance.clamp(min=0) + module.eps) / (variance + module.eps)
+    return _Normalization(
+        (shift.float().median(), ratio.float().median()),
+        _LEAST_MOMENTUM if is_average else momentum,
+        given.numel() // max(1, given.shape[1]),
+    )
 
 
 def _stepped(optimizer: Any) -> list[Tensor]:

@@ -11,6 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ranum.errors import ArgumentError
+from ranum.guards.symptoms.bad_initialisation import BadInitialisation
+from ranum.guards.symptoms.bad_input import BadInput
+from ranum.guards.symptoms.bad_labels import BadLabels
 from ranum.guards.symptoms.base import (
     CODES,
     Monitor,
@@ -19,33 +22,54 @@ from ranum.guards.symptoms.base import (
     Summary,
     Symptom,
     Trend,
+    Validation,
     Window,
     register,
 )
+from ranum.guards.symptoms.batch_norm_statistics import BatchNormStatistics
 from ranum.guards.symptoms.diverged import Diverged
 from ranum.guards.symptoms.dying_relu import DyingReLU
 from ranum.guards.symptoms.exploding_gradient import ExplodingGradient
+from ranum.guards.symptoms.large_update import LargeUpdate
 from ranum.guards.symptoms.loss_spike import LossSpike
 from ranum.guards.symptoms.non_finite import NonFinite
+from ranum.guards.symptoms.not_learning import NotLearning
 from ranum.guards.symptoms.oscillating_loss import OscillatingLoss
+from ranum.guards.symptoms.output_mismatch import OutputMismatch
+from ranum.guards.symptoms.overfitting import Overfitting
+from ranum.guards.symptoms.saturated_activation import SaturatedActivation
+from ranum.guards.symptoms.shrinking_weights import ShrinkingWeights
 from ranum.guards.symptoms.slow_convergence import SlowConvergence
+from ranum.guards.symptoms.small_update import SmallUpdate
 from ranum.guards.symptoms.vanishing_gradient import VanishingGradient
 
 __all__ = [
     "CODES",
+    "BadInitialisation",
+    "BadInput",
+    "BadLabels",
+    "BatchNormStatistics",
     "Diverged",
     "DyingReLU",
     "ExplodingGradient",
+    "LargeUpdate",
     "LossSpike",
     "Monitor",
     "NonFinite",
+    "NotLearning",
     "OscillatingLoss",
+    "OutputMismatch",
+    "Overfitting",
     "Recent",
+    "SaturatedActivation",
+    "ShrinkingWeights",
     "SlowConvergence",
+    "SmallUpdate",
     "Start",
     "Summary",
     "Symptom",
     "Trend",
+    "Validation",
     "VanishingGradient",
     "Window",
     "codes_of",
@@ -65,6 +89,17 @@ def default_symptoms() -> tuple[Symptom, ...]:
         SlowConvergence(),
         LossSpike(),
         Diverged(),
+        SaturatedActivation(),
+        NotLearning(),
+        BadInitialisation(),
+        SmallUpdate(),
+        LargeUpdate(),
+        BatchNormStatistics(),
+        Overfitting(),
+        ShrinkingWeights(),
+        BadInput(),
+        BadLabels(),
+        OutputMismatch(),
     )
 
 

@@ -18,6 +18,7 @@ START = 16
 _RECENT = 256
 _SUMMARY = 128
 _SAMPLES = 16
+_VALIDATIONS = 256
 _FIRST_NORMS = 8
 _BLOCKS = 64
 _AGAIN = 200
@@ -153,6 +154,21 @@ class Trend:
         return len(self.means) * self._size
 
 
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """A validation, next to the training of its time.
+
+    Attributes:
+        step: Of the first reading after it.
+        loss: On data that is not trained on.
+        training: Median of the last 32 training losses.
+    """
+
+    step: int
+    loss: float
+    training: float
+
+
 class Window:
     """Readings so far, in bounded memory.
 
@@ -163,6 +179,8 @@ class Window:
         losses: Recent losses.
         norms: Recent global gradient norms.
         trend: The losses of the whole run.
+        validations: The last 256 validations whose loss was finite, oldest first, that of the
+            latest reading included.
         count: Readings seen, the latest one included.
     """
 
@@ -176,9 +194,11 @@ class Window:
         "losses",
         "norms",
         "trend",
+        "validations",
     )
 
     def __init__(self) -> None:
+        self.validations: deque[Validation] = deque(maxlen=_VALIDATIONS)
         self.losses = Recent()
         self.norms = Recent()
         self.trend = Trend()
@@ -243,6 +263,10 @@ class Window:
         self.count += 1
         if reading.is_sampled:
             self._samples.append(reading)
+        validation = reading.validation_loss
+        if validation is not None and math.isfinite(validation) and len(self.losses):
+            training = median(self.losses.last(32))
+            self.validations.append(Validation(reading.step, validation, training))
 
     def reset(self, to_step: int) -> None:
         """Forgets the readings of `to_step` and later: training continues from there.
@@ -257,6 +281,8 @@ class Window:
         self.trend.forget(to_step)
         while self._samples and self._samples[-1].step >= to_step:
             self._samples.pop()
+        while self.validations and self.validations[-1].step >= to_step:
+            self.validations.pop()
         if self.start is None:
             self._first = [(step, loss) for step, loss in self._first if step < to_step]
         self._first_norms = [(step, norm) for step, norm in self._first_norms if step < to_step]
@@ -361,12 +387,14 @@ def register(symptom: _S) -> _S:
     """Class decorator: enters a symptom under its code.
 
     Raises:
-        ArgumentError: If the code is not "RN2" and two digits, is taken, or the class has no
-            docstring.
+        ArgumentError: If the code is not "RN2" (training) or "RN3" (data and configuration) and
+            two digits, is taken, or the class has no docstring.
     """
     code = getattr(symptom, "code", "")
-    if len(code) != 5 or not code.startswith("RN2") or not code[3:].isdigit():
-        raise ArgumentError(f"code of {symptom.__name__} must be RN2 and two digits; got {code!r}.")
+    if len(code) != 5 or not code.startswith(("RN2", "RN3")) or not code[3:].isdigit():
+        raise ArgumentError(
+            f"code of {symptom.__name__} must be RN2 or RN3 and two digits; got {code!r}."
+        )
     if code in CODES:
         raise ArgumentError(f"code {code} is taken by {CODES[code].__name__}; choose a new one.")
     if not symptom.__doc__ or symptom.__doc__.startswith(f"{symptom.__name__}("):

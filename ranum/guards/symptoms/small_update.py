@@ -1,0 +1,85 @@
+"""RN212: the optimizer's steps are too small to matter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import median
+from typing import ClassVar, Literal
+
+from ranum.guards.symptoms.base import Symptom, Window, register
+from ranum.guards.types import Finding, Severity
+
+
+@register
+@dataclass(frozen=True, slots=True)
+class SmallUpdate(Symptom):
+    """Weights change by next to nothing per step, and the loss does not fall.
+
+    What it finds:
+        In `patience` samples in a row, the median over matrices and kernels of (change by one
+        optimizer step) / (size of the weight) is below `ratio`, without being zero, while the
+        loss has made less than `progress` of the way to zero and the learning rate is not rising.
+
+    Why it matters:
+        At a ratio of 1e-6, moving a weight by its own size takes a million steps. The slow loss
+        shows it after hundreds of steps, the ratio after a few.
+
+    Thresholds and their source:
+        ratio 5e-6: the least in 34 kinds of healthy runs whose loss had not fallen yet was 2e-5
+        (fine-tuning at the floor); runs with a rate a hundred times too low had 2e-6. The
+        resolution of float32 is 6e-8. Rules of thumb want 1e-3 (Karpathy); DeepDiagnosis warns
+        below 1e-5, TheDeepChecker below 1e-4, which a healthy GPT was under. progress 0.05,
+        patience 5 samples.
+
+    Known misses:
+        Runs resumed from a checkpoint, whose start was not seen; runs that have made progress
+        before. A single layer that is slow among others. Biases and gains are not looked at.
+        A warm-up over thousands of steps is told from a low rate by its rising only.
+
+    Remedies:
+        A learning rate ten or a hundred times higher, Adam, normalised inputs; check the
+        schedule, and whether the loss is divided once too often.
+
+    Example:
+        Adam with a learning rate of 1e-7.
+
+    References:
+        Wardat et al.: DeepDiagnosis, 2022, https://arxiv.org/abs/2112.12111.
+        Ben Braiek, Khomh: Testing feedforward neural networks training programs, 2022,
+        https://arxiv.org/abs/2204.00694
+    """
+
+    ratio: float = 5e-6  # L2 of the change over L2 of the weight
+    progress: float = 0.05  # fall of the loss, in units of the start's scale
+    patience: int = 5  # samples in a row
+
+    code: ClassVar[str] = "RN212"
+    severity: ClassVar[Severity] = "warning"
+    needs: ClassVar[Literal["step", "sample"]] = "sample"
+
+    def __post_init__(self) -> None:
+        self.require("ratio", "progress", to=1.0)
+        self.require_count("patience", to=16)
+
+    def check(self, window: Window) -> Finding | None:
+        """The finding for the latest reading, or None."""
+        samples, progress = window.samples[-self.patience :], window.progress
+        if len(samples) < self.patience or progress is None or progress >= self.progress:
+            return None
+        ratios = []
+        for sample in samples:
+            changed = [update for update in sample.updates.values() if update]
+            if not changed or not (ratio := median(changed)) < self.ratio:
+                return None
+            ratios.append(ratio)
+        rates = [sample.learning_rate for sample in samples]
+        if rates[0] is not None and rates[-1] is not None and rates[-1] > rates[0]:
+            return None
+        return self.find(
+            window,
+            f"A step changes the weights by {ratios[-1]:.1e} of their size (median), in "
+            f"{self.patience} samples, and the loss has made {progress:.1%} of its way; the "
+            f"learning rate is {rates[-1] or 0.0:.3g}.",
+            ratio=ratios[-1],
+            progress=progress,
+        )
