@@ -212,6 +212,13 @@ class RanumCallback(TrainerCallback):
                     self._check_at_rest(state)
         self._leaves_out, self._step = False, None
 
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Tells the guard the validation loss."""
+        loss = (kwargs.get("metrics") or {}).get("eval_loss")
+        if self._guard is not None and self._session is not None and loss is not None:
+            with self._session.contained("the validation loss"):
+                self._guard.validated(loss)
+
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Writes the report; takes hooks and live patches out."""
         session, guard = self._session, self._guard
@@ -347,6 +354,8 @@ class RanumCallback(TrainerCallback):
             return
         part = step.parts[-1]
         part.loss = loss.detach()
+        if self._guard is not None:
+            self._guard.look(loss)
 
         def see(gradient: Tensor) -> None:
             part.scale = gradient.detach().clone()

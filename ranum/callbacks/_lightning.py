@@ -55,6 +55,8 @@ REMEDIES: tuple[RemedyName, ...] = (
 _CHECKPOINT_KEY = "ranum"
 LEARNING_RATE_FACTOR = 10**-0.5
 """Every way back lowers the learning rate by half a decade: two make AutoTrainer's x 0.1."""
+VALIDATION_LOSS = ("val_loss", "validation_loss", "valid_loss", "val/loss", "validation/loss")
+"""Names under which a validation loss is logged; the first that is there counts."""
 
 
 class GuardCallback:
@@ -310,6 +312,8 @@ class GuardCallback:
             return  # of several processes each has a loss of its own; they must decide alike
         with session.contained("the loss reading"):
             self._loss = _unscaled(loss.detach(), trainer) * trainer.accumulate_grad_batches
+            if self._guard is not None:
+                self._guard.look(loss)
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Decides, before the weights are touched."""
@@ -349,9 +353,15 @@ class GuardCallback:
             self._check_at_rest(trainer)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        """Looks at the weights before they are saved alone."""
+        """Looks at the weights before they are saved alone; tells the guard the validation loss."""
         if not trainer.sanity_checking and saves_weights_only(trainer, step=False):
             self._check_at_rest(trainer)
+        if self._session is None or self._guard is None or trainer.sanity_checking:
+            return
+        with self._session.contained("the validation loss"):
+            name = next((key for key in VALIDATION_LOSS if key in trainer.callback_metrics), None)
+            if name is not None:
+                self._guard.validated(trainer.callback_metrics[name])
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Looks at the weights before they are saved alone; rewinds the epoch after a restart."""

@@ -175,6 +175,7 @@ class GuardBase:
         self._limit: tuple[float, int] | None = None
         self._candidate: int | None = None
         self._due: int | None = None
+        self._validation: float | None = None
         self._has_first = False
         self._is_full = False
         self._went_back = False
@@ -262,6 +263,22 @@ class GuardBase:
     def is_rewound(self) -> bool:
         """True if batches will come again: after `go_back` or `retry`, until the next one."""
         return self._again is not None
+
+    def validated(self, loss: float) -> None:
+        """Tells the loss of a validation; the symptoms see it with the next step.
+
+        Args:
+            loss: Mean loss on data that is not trained on, as a number.
+
+        Raises:
+            ArgumentError: If it is not a number.
+        """
+        try:
+            self._validation = float(loss)
+        except (TypeError, ValueError):
+            raise ArgumentError(
+                f"loss must be a number, the mean over the validation data; got {loss!r}."
+            ) from None
 
     def request_snapshot(self) -> None:
         """A snapshot is taken before the next step, if training goes well."""

@@ -277,6 +277,18 @@ class Guard(GuardBase):
         """The batches of this step cannot be run again after all; they are looked at only."""
         self._batches = [(batch, None) for batch, _ in self._batches]
 
+    def look(self, loss: Any) -> None:
+        """Looks at the step's loss functions and labels; call before the backward pass.
+
+        Without it, symptoms of labels and of the last activation (RN302, RN303) see nothing.
+        `Step.backward` calls it.
+
+        Args:
+            loss: That `backward` will be called on; of several in a step the first counts.
+        """
+        if self._is_open:
+            self._contained("the look at the loss", lambda: self._reader.look(self._step, loss))
+
     def measure(self, loss: Tensor | float | None = None, *, epoch: int = 0) -> None:
         """Reads the step now, for the `decide` that follows: before gradients are clipped.
 
@@ -543,6 +555,7 @@ class Step:
     def __init__(self, guard: Guard) -> None:
         self.loss: Tensor | None = None
         self.decision: Decision | None = None
+        self._look = guard.look
         self._scaler = None if guard.backward is not None else guard.scaler
         self._differentiate = Tensor.backward if guard.backward is None else guard.backward
         self._calls: list[tuple[Any, tuple[Any, ...]]] = []
@@ -573,6 +586,7 @@ class Step:
         if not isinstance(loss, Tensor):
             raise ArgumentError(f"loss must be a tensor; got {type(loss).__name__}.")
         self.loss = loss.detach()
+        self._look(loss)
         scaled = loss if self._scaler is None else self._scaler.scale(loss)
         self._differentiate(scaled)
         return loss

@@ -62,6 +62,7 @@ _SAME_VALUES = (
     "Split",
     "Unbind",
     "Movedim",
+    "Expand",
     "Clone",
     "ToCopy",
     "Alias",

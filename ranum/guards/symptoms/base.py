@@ -67,10 +67,13 @@ class Start:
         scale: What counts as a large change of this loss: the size of the level, or three
             standard deviations of the first losses where these are larger (a loss that can
             be negative may start anywhere).
+        crosses_zero: The first losses have both signs, as the surrogate of a policy gradient
+            has: then the loss is no distance to anything, and its fall measures no progress.
     """
 
     level: float
     scale: float
+    crosses_zero: bool = False
 
 
 class Recent:
@@ -309,7 +312,7 @@ def _start(losses: list[float]) -> Start:
         level = first
     center = fmean(losses)
     spread = math.sqrt(fmean(min(abs(loss - center), 1e150) ** 2 for loss in losses))
-    return Start(level, max(abs(level), 3 * spread) or 1.0)
+    return Start(level, max(abs(level), 3 * spread) or 1.0, min(losses) < 0 < max(losses))
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,6 +54,8 @@ class ShrinkingWeights(Symptom):
 
     def check(self, window: Window) -> Finding | None:
         """The finding for the latest reading, or None."""
+        if not window.samples:
+            return None
         first, latest = window.samples[0], window.latest
         shares = {
             name: latest.weight_norms[name] / first.weight_norms[name]

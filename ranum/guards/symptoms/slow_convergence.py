@@ -37,8 +37,9 @@ class SlowConvergence(Symptom):
     Known misses:
         A plateau after a good start cannot be told from convergence by the loss alone. A loss
         with a large constant offset, and fine-tuning that begins near its floor, look slow
-        when they are not. Runs resumed from a checkpoint are not judged. Adversarial and
-        reinforcement learning should leave this rule out.
+        when they are not. Runs resumed from a checkpoint are not judged, nor losses whose first
+        values have both signs (policy gradients): their fall measures nothing. Adversarial
+        learning should leave this rule out.
 
     Remedies:
         A learning rate ten times higher, Adam, normalised inputs, another initialisation;
@@ -67,6 +68,8 @@ class SlowConvergence(Symptom):
         """The finding for the latest reading, or None."""
         start, means = window.start, window.trend.means
         if start is None or window.trend.count < self.patience or len(means) < 16:
+            return None
+        if start.crosses_zero:
             return None
         quarter = len(means) // 4
         before, last = means[-2 * quarter : -quarter], means[-quarter:]

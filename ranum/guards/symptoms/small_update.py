@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import ClassVar, Literal
 
-from ranum.guards.symptoms.base import Symptom, Window, register
+from ranum.guards.symptoms.base import START, Symptom, Window, register
 from ranum.guards.types import Finding, Severity
 
 
@@ -16,9 +16,10 @@ class SmallUpdate(Symptom):
     """Weights change by next to nothing per step, and the loss does not fall.
 
     What it finds:
-        In `patience` samples in a row, the median over matrices and kernels of (change by one
-        optimizer step) / (size of the weight) is below `ratio`, without being zero, while the
-        loss has made less than `progress` of the way to zero and the learning rate is not rising.
+        From a run's first sample on, in at least `patience` of them, the median over matrices
+        and kernels of (change by one optimizer step) / (size of the weight) is below `ratio`,
+        without being zero, while the loss has made less than `progress` of the way to zero and
+        the learning rate is not rising.
 
     Why it matters:
         At a ratio of 1e-6, moving a weight by its own size takes a million steps. The slow loss
@@ -32,8 +33,8 @@ class SmallUpdate(Symptom):
         patience 5 samples.
 
     Known misses:
-        Runs resumed from a checkpoint, whose start was not seen; runs that have made progress
-        before. A single layer that is slow among others. Biases and gains are not looked at.
+        Runs resumed from a checkpoint, whose start was not seen; updates that become small later.
+        A single layer that is slow among others. Biases and gains are not looked at.
         A warm-up over thousands of steps is told from a low rate by its rising only.
 
     Remedies:
@@ -51,7 +52,7 @@ class SmallUpdate(Symptom):
 
     ratio: float = 5e-6  # L2 of the change over L2 of the weight
     progress: float = 0.05  # fall of the loss, in units of the start's scale
-    patience: int = 5  # samples in a row
+    patience: int = 5  # samples
 
     code: ClassVar[str] = "RN212"
     severity: ClassVar[Severity] = "warning"
@@ -63,22 +64,25 @@ class SmallUpdate(Symptom):
 
     def check(self, window: Window) -> Finding | None:
         """The finding for the latest reading, or None."""
-        samples, progress = window.samples[-self.patience :], window.progress
-        if len(samples) < self.patience or progress is None or progress >= self.progress:
+        # All there are: updates that have become small are those of a net that has died.
+        samples, progress = window.samples, window.progress
+        if len(samples) <= self.patience or samples[0].step > START:
+            return None
+        if progress is None or progress >= self.progress:
             return None
         ratios = []
-        for sample in samples:
+        for sample in samples[1:]:
             changed = [update for update in sample.updates.values() if update]
             if not changed or not (ratio := median(changed)) < self.ratio:
                 return None
             ratios.append(ratio)
-        rates = [sample.learning_rate for sample in samples]
+        rates = [sample.learning_rate for sample in samples[-self.patience :]]
         if rates[0] is not None and rates[-1] is not None and rates[-1] > rates[0]:
             return None
         return self.find(
             window,
             f"A step changes the weights by {ratios[-1]:.1e} of their size (median), in "
-            f"{self.patience} samples, and the loss has made {progress:.1%} of its way; the "
+            f"{len(ratios)} samples, and the loss has made {progress:.1%} of its way; the "
             f"learning rate is {rates[-1] or 0.0:.3g}.",
             ratio=ratios[-1],
             progress=progress,
