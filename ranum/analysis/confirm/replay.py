@@ -38,8 +38,8 @@ class Replay:
     ) -> None:
         self._context = context
         self._graph = context.graph
-        self._wanted = tuple(dict.fromkeys(wanted))
-        self._nodes = needed_nodes(self._graph, self._wanted)
+        self.wanted = tuple(dict.fromkeys(wanted))
+        self._nodes = needed_nodes(self._graph, self.wanted)
         self._tails: dict[frozenset[int], list[Node]] = {}
         self._draws = _drawn(self._graph, draws)
         self._settled: dict[int, Tensor] = dict(self._draws)
@@ -95,7 +95,7 @@ class Replay:
 
     def depends_on(self, leaf: int) -> bool:
         """False if no wanted value is computed from it."""
-        return leaf in self._wanted or bool(self._tail(frozenset([leaf])))
+        return leaf in self.wanted or bool(self._tail(frozenset([leaf])))
 
     def _tail(self, moved: frozenset[int]) -> list[Node]:
         """The nodes that read what moves, or what is computed from it."""
@@ -112,7 +112,7 @@ class Replay:
     def _operands(self, nodes: Iterable[Node]) -> set[int]:
         """What nodes, and who asks, read and do not compute."""
         made = {number for node in nodes for number in node.outputs}
-        return {n for node in nodes for n in node.operands}.union(self._wanted) - made
+        return {n for node in nodes for n in node.operands}.union(self.wanted) - made
 
     def _settle(self, numbers: Iterable[int]) -> dict[int, Tensor]:
         """Values at the recorded point, in their own dtype."""

@@ -43,27 +43,34 @@ class Budget:
     """What a search may use.
 
     Attributes:
-        deadline: By `time.monotonic`.
+        deadline: By the clock.
         evaluations: Runs of the graph or of the step so far.
+        clock: Seconds, of wall time unless told otherwise.
     """
 
     deadline: float
     evaluations: int = 0
+    clock: Callable[[], float] = time.monotonic
 
     @contextmanager
     def share(self, parts: int) -> Iterator[None]:
         """Inside the block, one of so many equal parts of the time that is left."""
         whole = self.deadline
-        self.deadline = min(whole, time.monotonic() + (whole - time.monotonic()) / parts)
+        self.deadline = min(whole, self.clock() + self.left / parts)
         try:
             yield
         finally:
             self.deadline = whole
 
     @property
+    def left(self) -> float:
+        """Seconds."""
+        return self.deadline - self.clock()
+
+    @property
     def is_spent(self) -> bool:
         """True once the time is up."""
-        return time.monotonic() > self.deadline
+        return self.left < 0
 
 
 Verify = Callable[[Point], bool]

@@ -7,7 +7,7 @@ optimizer and its settings. What is found is trained again from the beginning be
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -74,8 +74,9 @@ def train_into(
     seconds: float = 60.0,
     seed: int = 0,
     free: Collection[str] = (),
+    clock: Callable[[], float] = time.monotonic,
 ) -> tuple[TrainingWitness | None, Effort]:
-    """As `confirm_training`, with what the search did."""
+    """As `confirm_training`, with what the search did; a clock says how long a second is."""
     context = defect.context
     if context is None:
         raise ArgumentError("defect must come from an Analysis; this one has lost its context.")
@@ -93,8 +94,8 @@ def train_into(
             "defect must come from an analysis of a training step; this one has no backward pass."
         )
     made = recipe(optimizer, context.program)
-    started = time.monotonic()
-    budget = Budget(started + seconds)
+    started = clock()
+    budget = Budget(started + seconds, clock=clock)
     start = _start(defect, context, free, seconds, seed)
     trainer = Trainer(context, defect, made, seed)
     tried: list[str] = []
@@ -115,7 +116,7 @@ def train_into(
     effort = Effort(
         runs=budget.evaluations + trainer.all_steps,
         steps=trainer.all_steps,
-        seconds=time.monotonic() - started,
+        seconds=clock() - started,
         tried=tuple(tried),
         limits=limits(context),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -10,8 +11,8 @@ from torch import Tensor
 from ranum.analysis.confirm.goals import Goal
 from ranum.analysis.confirm.replay import Replay
 from ranum.analysis.confirm.search import Budget
-from ranum.analysis.confirm.space import Space
-from ranum.analysis.confirm.training.data import Batch, Slot, own
+from ranum.analysis.confirm.training.data import Batch, own
+from ranum.analysis.confirm.training.rows import View
 from ranum.analysis.evaluate import NotExecutableError, double
 
 LENGTHS = (2.0, 0.5, 0.1, 0.02)
@@ -29,34 +30,31 @@ class Aim:
 
     Args:
         goal: Which way the operator is to fail.
-        replay: Of the graph, for what the goal looks at.
-        space: What the analysis says of inputs and weights.
-        slots: The inputs that training data may change.
+        view: What it is seen in: the batch, or one of its rows.
         budget: Counts evaluations.
     """
 
-    def __init__(
-        self, goal: Goal, replay: Replay, space: Space, slots: Iterable[Slot], budget: Budget
-    ) -> None:
-        self.goal = goal
-        self._replay = replay
+    def __init__(self, goal: Goal, view: View, budget: Budget) -> None:
+        graph = view.context.graph
+        self.goal = replace(goal, context=view.context, node=graph.nodes[goal.node.index])
+        self._view = view
+        self._replay = view.replay
         self._budget = budget
         self._slots = {
             one.name: one
-            for one in slots
-            if one.variable is not None and replay.depends_on(one.number)
+            for one in view.slots
+            if one.variable is not None and view.replay.depends_on(one.number)
         }
-        graph = goal.context.graph
         self._weights = {
             value.name: value.index
             for value in graph.leaves("parameter")
-            if value.name in goal.context.program.parameters and replay.depends_on(value.index)
+            if value.name in goal.context.program.parameters and view.replay.depends_on(value.index)
         }
         self._rung = 0
         self.point: Point = {name: one.recorded for name, one in self._slots.items()}
 
     def ends(self) -> list[Point]:
-        """Batches at the ends of the ranges, labels as recorded."""
+        """Points at the ends of the ranges, labels as recorded."""
         found = []
         for end in (torch.inf, -torch.inf):
             point = {
@@ -83,7 +81,15 @@ class Aim:
 
     def batch(self) -> Batch:
         """The failing batch, in own dtypes."""
-        return own(self._slots, self.point)
+        return self._view.whole(own(self._slots, self.point))
+
+    def far(self) -> Point:
+        """The failing batch."""
+        return self._view.whole(self.point)
+
+    def corner(self, number: int) -> Point:
+        """The batch at the upper (0) or lower (1) ends of the ranges."""
+        return self._view.whole(self.ends()[number])
 
     def move(self, weights: Mapping[str, Tensor], rounds: int) -> float | None:
         """Moves the failing batch downhill; returns the distance then.

@@ -9,29 +9,29 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ranum.analysis.confirm.goals import Goal
-from ranum.analysis.confirm.replay import Replay
 from ranum.analysis.confirm.rerun import Failure
 from ranum.analysis.confirm.search import Budget
-from ranum.analysis.confirm.space import Space
 from ranum.analysis.confirm.training.aim import Aim
 from ranum.analysis.confirm.training.data import Batch, Slot
 from ranum.analysis.confirm.training.proposals import Cycle, Matcher, Wanted
+from ranum.analysis.confirm.training.rows import view
 from ranum.analysis.confirm.training.trainer import State, Trainer
 from ranum.analysis.result import Context, Defect
 
-AHEADS = (64, 256, 1024, 4096)
-"""Steps looked ahead at most, before each way of searching makes room for the other."""
-SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
-"""Of the time, what a round may take then."""
-TRIALS = 16
-"""Proposals of a round, about."""
-LONGEST = AHEADS[-1]
-"""Steps trained on the same data before the goal is looked at again, at most."""
+TRIALS = 4
+"""Proposals of a round that there must be time for, at least."""
+SLICES = 32
+"""Parts of the time in which the two ways of searching take turns."""
+ROUNDS = 8
+"""Parts of the time: once a round took one, it makes do with what it has found."""
+LONGEST = 4096
+"""Steps looked ahead, and trained on the same data before the goal is looked at again, at most."""
 _STAGES = {
     False: "batches matched to the gradient wanted, trained on while they help",
     True: "contrasts: batches that hardly differ, labelled differently",
@@ -50,17 +50,25 @@ PATIENCE = 2
 """Longer courses tried after one whose failure did not happen when it was run again."""
 MOVES = 2
 """Gradients taken for the failing batch after each trial."""
-FAINT = 4
-"""Steps looked ahead first where there are no labels to contrast."""
+LABELLED = (1.0, 0.3, 0.1)
+"""The same, for batches that are given the labels that match best and are left as they are."""
 DIMMED = (0.3, 0.1, 0.03)
 """Shares of the way to the failing batch where matches begin as well."""
 CORNERS = (2, 2, 8)
 """Random batches in each of the cycles of such that are tried in a round."""
+CONTRASTS_FIRST = 64
+"""Steps looked ahead first for contrasts of labels: data that can hardly be told apart are slow."""
+HELD = 16
+"""Steps in a row that a batch is trained on in slow cycles: an optimizer's momentum settles."""
+FAILURES = 3
+"""Times in a row that a kind of data has not helped before it is tried less often."""
 LEAST_GAIN = 1e-3
 """Share of the distance that a round must bring at least."""
+SMALL_GAIN = 1e-2
+"""A round that brings less looks further ahead the next time."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Track:
     """One way of searching, and where it stands.
 
@@ -71,6 +79,7 @@ class _Track:
         contrasts: It tries nothing but contrasts.
         accepted: The data trained on so far, with the number of steps.
         attempts: Failures that did not happen when they were run again.
+        seconds: Taken so far.
     """
 
     state: State
@@ -79,6 +88,7 @@ class _Track:
     contrasts: bool
     accepted: list[tuple[Cycle, int]] = field(default_factory=list)
     attempts: int = 0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,14 +148,17 @@ class Search:
         self._tried = [] if tried is None else tried
         node = context.graph.nodes[defect.node]
         draws = trainer.draws() if trainer.is_random else []
-        self._replay = Replay(context, (defect.operand, *node.operands), draws)
-        self._space = Space.of(context)
+        self._view = view(context, slots, (defect.operand, *node.operands), draws)
         self._matcher = Matcher(context.program, slots)
         self._accepted: list[tuple[Cycle, int]] = []
         self._attempts = 0
         self._step_seconds = 0.0
         self._only_contrasts = False
         self._most_seconds = 0.0
+        self._rounds = 0
+        self._helped: dict[str, int] = {}
+        self._failures: dict[str, int] = {}
+        self._kinds: list[str] = []
 
     def run(self, goals: Sequence[Goal]) -> Course | None:
         """A course towards the first goal that can be reached, each in its share of the time."""
@@ -159,7 +172,7 @@ class Search:
     def toward(self, goal: Goal) -> Course | None:
         """A course towards one goal, or None."""
         self._say(f"inputs alone, operand {goal.way}")
-        aim = Aim(goal, self._replay, self._space, self._slots, self._budget)
+        aim = Aim(goal, self._view, self._budget)
         self._begin()
         aim.consider(self._trainer.weights, aim.ends())
         here = aim.distance(self._trainer.weights)
@@ -170,33 +183,32 @@ class Search:
                 return found
             if before is None or before - here < NO_GAIN * abs(here):
                 break
+        first = CONTRASTS_FIRST if self._matcher.has_labels else 2 * HELD
         tracks = [
             _Track(self._trainer.snapshot(), aim.point, 1, contrasts=False),
-            _Track(
-                self._trainer.snapshot(),
-                aim.point,
-                AHEADS[0] if self._matcher.has_labels else FAINT,
-                contrasts=True,
-            ),
+            _Track(self._trainer.snapshot(), aim.point, first, contrasts=True),
         ]
-        whole = self._budget.deadline - time.monotonic()
-        for longest, share in zip(AHEADS, SHARES, strict=True):
-            self._most_seconds = whole * share
-            for track in tracks:
-                if track.attempts <= PATIENCE and not self._budget.is_spent:
-                    found = self._followed(aim, track, longest)
-                    if found is not None:
-                        return found
+        slice_ = self._budget.left / SLICES
+        self._most_seconds = self._budget.left / ROUNDS
+        while tracks and not self._budget.is_spent:
+            track = min(tracks, key=lambda track: track.seconds)
+            found = self._followed(aim, track, slice_)
+            if found is not None:
+                return found
+            if track.attempts > PATIENCE or not self._affords(track.horizon):
+                tracks.remove(track)
         return None
 
-    def _followed(self, aim: Aim, track: _Track, longest: int) -> Course | None:
-        """Goes on where a track stands, as long as its horizon is no longer than so many steps."""
+    def _followed(self, aim: Aim, track: _Track, seconds: float) -> Course | None:
+        """Goes on where a track stands, for a while."""
         self._say(_STAGES[track.contrasts])
         self._trainer.restore(track.state)
         self._accepted, self._attempts = track.accepted, track.attempts
         self._only_contrasts = track.contrasts
         aim.point = track.point if track.state.steps else aim.point
-        found, track.horizon = self._course(aim, track.horizon, longest)
+        begun = self._budget.left
+        found, track.horizon = self._course(aim, track.horizon, begun - seconds)
+        track.seconds += begun - self._budget.left
         track.state, track.point = self._trainer.snapshot(), aim.point
         track.accepted, track.attempts = self._accepted, self._attempts
         return found
@@ -209,11 +221,11 @@ class Search:
         self._trainer.begin(self._start)
         self._accepted, self._attempts = [], 0
 
-    def _course(self, aim: Aim, horizon: int, longest: int) -> tuple[Course | None, int]:
-        """Rounds until it fails or no data help within the longest horizon; the horizon then."""
+    def _course(self, aim: Aim, horizon: int, until: float) -> tuple[Course | None, int]:
+        """Rounds until it fails or no more than so much time is left; the horizon then."""
         trainer = self._trainer
         usual = 0.0
-        while not self._is_over and horizon <= longest and self._affords(horizon):
+        while not self._is_over and self._budget.left > until and self._affords(horizon):
             here = aim.move(trainer.weights, MOVES)  # what training did not bring does not count
             if here is None:
                 break
@@ -234,8 +246,9 @@ class Search:
             here = outcome
             taken = max(trainer.steps - steps, 1)
             rate = (begun - here) / taken
-            if rate < SLOWING * usual:
+            if rate < SLOWING * usual or begun - here < SMALL_GAIN * abs(begun):
                 horizon = max(horizon * LONGER, min(taken // AHEAD, LONGEST))
+                rate = 0.0  # the next round looks at everything
             usual = rate
         return None, horizon
 
@@ -246,8 +259,10 @@ class Search:
         )
 
     def _affords(self, horizon: int) -> bool:
-        """False if a round that looks so far ahead takes more time than there is for one now."""
-        return horizon == 1 or TRIALS * horizon * self._step_seconds <= self._most_seconds
+        """False if there is no time for a round that looks so far ahead."""
+        return horizon == 1 or (
+            horizon <= LONGEST and TRIALS * horizon * self._step_seconds <= self._budget.left
+        )
 
     # --- a round ----------------------------------------------------------------------------
 
@@ -261,7 +276,10 @@ class Search:
         wanted = here - LEAST_GAIN * max(abs(here), 1.0)
         best: tuple[float, Cycle, int] | None = None
         kept: tuple[State, dict[str, Tensor]] | None = None
-        for cycle in self._proposals(aim, horizon):
+        self._rounds += 1
+        chosen = ""
+        until = self._budget.left - self._most_seconds
+        for kind, cycle in self._proposals(aim, horizon):
             if self._is_over:
                 break
             trainer.restore(before)
@@ -270,55 +288,82 @@ class Search:
             if isinstance(taken, Course):
                 return taken
             distance = aim.move(trainer.weights, MOVES) if taken else None
+            helps = distance is not None and distance < wanted
+            self._failures[kind] = 0 if helps else self._failures.get(kind, 0) + 1
             if distance is not None and distance < (wanted if best is None else best[0]):
                 state, moved = trainer.snapshot(), aim.point
                 if not aim.fails(trainer.weights) and trainer.step(cycle[0]) != "stepped":
                     continue  # a dead end: another operator fails next
-                best, kept = (distance, cycle, taken), (state, moved)
+                best, kept, chosen = (distance, cycle, taken), (state, moved), kind
                 if (here - distance) / taken >= SLOWING * usual > 0:
                     break  # as good as it was: no need to look for better
+            if self._budget.left < until:
+                break
         if best is None or kept is None:
             trainer.restore(before)
             aim.point = point
             return None
         trainer.restore(kept[0])
         aim.point = kept[1]
+        self._helped[chosen] = self._rounds
+        self._kinds.append(chosen)
         self._accepted.append((best[1], best[2]))
         return best[0], best[1]
 
-    def _proposals(self, aim: Aim, horizon: int) -> Iterator[Cycle]:
-        trainer = self._trainer
+    def _proposals(self, aim: Aim, horizon: int) -> Iterator[tuple[str, Cycle]]:
+        """Data to try, with the kind of each: what helped last comes first.
+
+        Kinds that never helped are left out more and more often.
+        """
+        trainer, matcher = self._trainer, self._matcher
         slope = aim.slope(trainer.weights)
         if not slope:
-            yield from ((aim.batch(),), ({},), self._matcher.corners(1))
+            for cycle in ((aim.batch(),), ({},), matcher.corners(1)):
+                yield "flat", cycle
             return
         wanted = Wanted(slope, self._normalises)
-        if self._only_contrasts:
-            yield from self._matcher.contrasts(wanted, aim.point)
-            return
-        tried = {id(cycle): cycle for cycle, _ in self._accepted[-3:]}
-        yield from reversed(tried.values())
-        for start in self._starts(aim, horizon):
-            matched = self._matcher.matched(wanted, start)
-            if matched is not None:
-                yield (matched[0],)
-        for length in CORNERS:
-            yield self._matcher.corners(min(horizon, length))
+        kinds: dict[str, Callable[[], Cycle | None]] = {}
+        for number, (cycle, _) in enumerate(reversed(self._accepted[-3:])):
+            kinds[f"again {number}"] = partial(_same, cycle)
+        if not self._only_contrasts:
+            for share in LABELLED if matcher.has_labels else ():
+                kinds[f"labelled {share}"] = partial(matcher.labelled, wanted, aim, share)
+            for number, length in enumerate(CORNERS):
+                kinds[f"corners {number}"] = partial(matcher.corners, min(horizon, length))
+            kinds["failing"] = lambda: (aim.batch(),)
+            kinds["recorded"] = lambda: ({},)
+            for name, start in self._starts(aim, horizon):
+                kinds[f"matched {name}"] = partial(matcher.matched_from, wanted, start)
+        if horizon >= 2 * HELD:
+            kinds["held corners"] = partial(matcher.corners, 2, HELD)
         if horizon > 1:
-            yield self._matcher.beside(aim.batch())
-        if horizon > 1:
-            yield from self._matcher.contrasts(wanted, aim.point)
-        yield (aim.batch(),)
-        yield ({},)
+            for name, contrast in matcher.contrasts(wanted, aim.far()):
+                kinds[name] = contrast
+            kinds["beside"] = lambda: matcher.beside(aim.batch())
+        seen: set[int] = set()
+        for kind in sorted(kinds, key=lambda kind: -self._helped.get(kind, 0)):
+            failures = self._failures.get(kind, 0)
+            if failures >= FAILURES and self._rounds % failures:
+                continue
+            made = kinds[kind]()
+            if made is not None and id(made) not in seen:
+                seen.add(id(made))
+                yield kind, made
 
-    def _starts(self, aim: Aim, horizon: int) -> Iterator[Mapping[str, Tensor]]:
+    def _starts(
+        self, aim: Aim, horizon: int
+    ) -> Iterator[tuple[str, Callable[[], Mapping[str, Tensor]]]]:
         """Where matches begin: as recorded, at the failing batch and the ends, and between."""
-        yield {}
-        yield aim.point
-        yield from aim.ends()
+        yield "recorded", dict
+        yield "failing", aim.far
+        for number in range(2):
+            yield f"end {number}", partial(aim.corner, number)
         if horizon > 1:
             for share in DIMMED:
-                yield self._matcher.dimmed(aim.point, share)
+                yield f"at {share}", partial(self._dimmed, aim, share)
+
+    def _dimmed(self, aim: Aim, share: float) -> Mapping[str, Tensor]:
+        return self._matcher.dimmed(aim.far(), share)
 
     def _onward(
         self, aim: Aim, cycle: Cycle, here: float, usual: float, horizon: int
@@ -418,3 +463,7 @@ class Search:
         if self._agrees is not None and not self._agrees(distinct, places):
             return None
         return Course(distinct, places, failure)
+
+
+def _same(cycle: Cycle) -> Cycle:
+    return cycle

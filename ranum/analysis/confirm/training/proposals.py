@@ -8,19 +8,23 @@ optimizer chooses the length.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache, partial
 
 import torch
 from torch import Tensor
 
 from ranum.analysis.capture.program import Program
+from ranum.analysis.confirm.training.aim import Aim
 from ranum.analysis.confirm.training.data import Batch, Slot, own
 
 LENGTHS = (2.0, 0.5, 0.1)
 """Steps of a batch up the match, in sizes of the input: to the ends of its range first."""
 CONTRASTS = (0.5, 0.2, 0.05, 0.01)
 """How near two batches of different labels lie, in shares of the way to the failing batch."""
+DIRECTIONS = 3
+"""In which two such batches lie: from either end of the ranges, and across their middle."""
 BLUR = 1e-3
 """Where an optimizer looks at signs: the size of a gradient, in mean sizes, that counts as none."""
 
@@ -71,8 +75,8 @@ class Matcher:
 
     def matched(
         self, wanted: Wanted, start: Mapping[str, Tensor], still: Collection[str] = ()
-    ) -> tuple[Batch, float] | None:
-        """A batch that matches well, and how well; None where the step has no second gradient.
+    ) -> Cycle | None:
+        """A batch that matches well; None where the step has no second gradient.
 
         Args:
             wanted: Direction of the update.
@@ -99,7 +103,21 @@ class Matcher:
                     break
         except RuntimeError:
             return None
-        return {**own(self._floats, point), **choices}, score
+        return ({**own(self._floats, point), **choices},)
+
+    def matched_from(
+        self, wanted: Wanted, start: Callable[[], Mapping[str, Tensor]]
+    ) -> Cycle | None:
+        """The same; the start is made when it is needed."""
+        return self.matched(wanted, start())
+
+    def labelled(self, wanted: Wanted, aim: Aim, share: float) -> Cycle | None:
+        """A batch on the way to the failing one, with the labels that match best; None without."""
+        point = self.dimmed(aim.far(), share)
+        best, _ = self.labels(wanted, point)
+        if not best:
+            return None
+        return (self._with_labels(point, best),)
 
     def _liked(self, one: Slot, x: Tensor, slope: Tensor | None) -> Tensor:
         """The labels that a slope likes best."""
@@ -115,12 +133,15 @@ class Matcher:
         return one.legal(x + length * one.variable.size * slope.sign())
 
     def _score(
-        self, wanted: Wanted, point: Mapping[str, Tensor], choices: Batch
+        self,
+        wanted: Wanted,
+        point: Mapping[str, Tensor],
+        choices: Batch,
+        labels_only: bool = False,
     ) -> tuple[float, dict[str, Tensor]]:
-        leaves = {
-            name: self._floats[name].own(x).detach().clone().requires_grad_()
-            for name, x in point.items()
-        }
+        leaves = {name: self._floats[name].own(x).detach().clone() for name, x in point.items()}
+        for name, leaf in leaves.items():
+            leaf.requires_grad_(not labels_only or self._floats[name].is_label)
         parameters = {
             name: one for name, one in self._program.parameters.items() if name in wanted.slope
         }
@@ -134,8 +155,9 @@ class Matcher:
                 name: g for name, g in zip(parameters, gradients, strict=True) if g is not None
             }
             score = wanted.match(named)
-            if not score.requires_grad or not leaves:
-                return float(score), {}
+            if not score.requires_grad or not any(x.requires_grad for x in leaves.values()):
+                return float(score.detach()), {}
+            leaves = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
             found = torch.autograd.grad(score, list(leaves.values()), allow_unused=True)
         slopes = {
             name: slope.detach().to(torch.float64)
@@ -170,9 +192,10 @@ class Matcher:
         """A batch and a random one in turn."""
         return batch, self._corner()
 
-    def corners(self, count: int) -> Cycle:
-        """Random batches of equal rows at the ends of the ranges, new ones every time."""
-        return tuple(self._corner() for _ in range(count))
+    def corners(self, count: int, held: int = 1) -> Cycle:
+        """Random batches of equal rows at the ends of the ranges, each for so many steps."""
+        batches = [self._corner() for _ in range(count)]
+        return tuple(batch for batch in batches for _ in range(held))
 
     def _corner(self) -> Batch:
         point = {}
@@ -206,7 +229,7 @@ class Matcher:
         worst: dict[str, int] = {}
         floats = {name: point.get(name, one.recorded) for name, one in self._floats.items()}
         try:
-            _, slopes = self._score(wanted, floats, {})
+            _, slopes = self._score(wanted, floats, {}, labels_only=True)
         except RuntimeError:
             slopes = {}
         for name, one in self._slots.items():
@@ -228,49 +251,74 @@ class Matcher:
                     best[name], worst[name] = max(scores)[1], min(scores)[1]
         return best, worst
 
-    def contrasts(self, wanted: Wanted, far: Mapping[str, Tensor]) -> Iterator[Cycle]:
-        """Pairs of batches that lie close together and are labelled differently.
+    def contrasts(
+        self, wanted: Wanted, far: Mapping[str, Tensor]
+    ) -> Iterator[tuple[str, Callable[[], Cycle | None]]]:
+        """Batches that lie close together and are labelled differently.
 
         What tells them apart is a steep slope, and it goes on rising behind them, up to the
         failing batch: fitted data give no gradient, but data that can hardly be told apart do.
+        Where an optimizer looks at signs they share a batch: in turn, they would cancel.
 
         Args:
             wanted: Direction of the update.
             far: The failing batch.
         """
-        best, worst = self.labels(wanted, far)
-        if not best:
+        if not self.has_labels:
             yield from self._faint(wanted, far)
             return
-        for share in CONTRASTS:
-            for base, end in self._directions(far):
-                near = {name: base[name].lerp(end[name], share) for name in base}
-                if all(torch.equal(base[name], near[name]) for name in base):
-                    continue
-                yield tuple(
-                    own(
-                        self._slots,
-                        {
-                            **{name: self._slots[name].legal(x) for name, x in point.items()},
-                            **{name: self._slots[name].labelled(n) for name, n in chosen.items()},
-                        },
-                    )
-                    for point, chosen in ((near, best), (base, worst))
-                )
 
-    def _faint(self, wanted: Wanted, far: Mapping[str, Tensor]) -> Iterator[Cycle]:
+        @cache
+        def known() -> tuple[list[tuple[Point, Point]], tuple[dict[str, int], dict[str, int]]]:
+            return list(self._directions(far)), self.labels(wanted, far)
+
+        def contrast(share: float, number: int) -> Cycle | None:
+            directions, (best, worst) = known()
+            base, end = directions[number]
+            near = {name: base[name].lerp(end[name], share) for name in base}
+            if not best or all(torch.equal(base[name], near[name]) for name in base):
+                return None
+            first, second = self._with_labels(near, best), self._with_labels(base, worst)
+            return self._mixed(first, second) if wanted.normalises else (first, second)
+
+        for share in CONTRASTS:
+            for number in range(DIRECTIONS):
+                yield f"contrast {share} {number}", partial(contrast, share, number)
+
+    def _with_labels(self, point: Point, labels: Mapping[str, int]) -> Batch:
+        legal = {name: self._slots[name].legal(x) for name, x in point.items()}
+        chosen = {name: self._slots[name].labelled(number) for name, number in labels.items()}
+        return own(self._slots, {**legal, **chosen})
+
+    def _mixed(self, first: Batch, second: Batch) -> Cycle:
+        """Both in one batch, half and half; in turn where they have no rows in common."""
+        lengths = {len(x) if x.dim() else 0 for x in (*first.values(), *second.values())}
+        if len(lengths) != 1 or max(lengths) < 2:
+            return first, second
+        half = max(lengths) // 2
+        return ({name: torch.cat([first[name][:half], second[name][half:]]) for name in first},)
+
+    def _faint(
+        self, wanted: Wanted, far: Mapping[str, Tensor]
+    ) -> Iterator[tuple[str, Callable[[], Cycle | None]]]:
         """Where there are no labels: batches that are hardly anything, alone and beside nothing."""
         nothing = {
             name: one.legal(torch.zeros_like(one.recorded))
             for name, one in self._slots.items()
             if one.kind == "free"
         }
+
+        @cache
+        def matched(share: float) -> Cycle | None:
+            return self.matched(wanted, {**nothing, **self.dimmed(far, share)}, still=far)
+
+        def beside(share: float) -> Cycle | None:
+            cycle = matched(share)
+            return None if cycle is None else (*cycle, own(self._slots, nothing))
+
         for share in CONTRASTS:
-            start = {**nothing, **self.dimmed(far, share)}
-            matched = self.matched(wanted, start, still=far)
-            if matched is not None:
-                yield (matched[0],)
-                yield matched[0], own(self._slots, nothing)
+            yield f"faint {share}", partial(matched, share)
+            yield f"faint {share} beside", partial(beside, share)
 
     def _directions(self, far: Mapping[str, Tensor]) -> Iterator[tuple[Point, Point]]:
         """Where the two batches of a contrast lie when they coincide, and where they part to."""
