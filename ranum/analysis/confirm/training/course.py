@@ -28,10 +28,14 @@ TRIALS = 4
 """Proposals of a round that there must be time for, at least."""
 SLICES = 32
 """Parts of the time in which the two ways of searching take turns."""
+RARER = 2
+"""Times as much time that the first way of searching gets as the second."""
 ROUNDS = 8
 """Parts of the time: once a round took one, it makes do with what it has found."""
 LONGEST = 4096
 """Steps looked ahead, and trained on the same data before the goal is looked at again, at most."""
+HOPELESS = LONGEST + 1
+"""The horizon of a search that no data help within the steps that there is time for."""
 _STAGES = {
     False: "batches matched to the gradient wanted, trained on while they help",
     True: "contrasts: batches that hardly differ, labelled differently",
@@ -162,7 +166,8 @@ class Search:
 
     def run(self, goals: Sequence[Goal]) -> Course | None:
         """A course towards the first goal that can be reached, each in its share of the time."""
-        for position, goal in enumerate(goals):
+        by_cost = sorted(goals, key=lambda goal: goal.way == "steep")
+        for position, goal in enumerate(by_cost):
             with self._budget.share(len(goals) - position):
                 course = self.toward(goal)
             if course is not None or self._budget.is_spent:
@@ -191,11 +196,11 @@ class Search:
         slice_ = self._budget.left / SLICES
         self._most_seconds = self._budget.left / ROUNDS
         while tracks and not self._budget.is_spent:
-            track = min(tracks, key=lambda track: track.seconds)
+            track = min(tracks, key=lambda one: one.seconds * (RARER if one.contrasts else 1))
             found = self._followed(aim, track, slice_)
             if found is not None:
                 return found
-            if track.attempts > PATIENCE or not self._affords(track.horizon):
+            if track.attempts > PATIENCE or track.horizon > LONGEST:
                 tracks.remove(track)
         return None
 
@@ -225,22 +230,23 @@ class Search:
         """Rounds until it fails or no more than so much time is left; the horizon then."""
         trainer = self._trainer
         usual = 0.0
-        while not self._is_over and self._budget.left > until and self._affords(horizon):
+        while not self._is_over and self._budget.left > until and horizon <= LONGEST:
             here = aim.move(trainer.weights, MOVES)  # what training did not bring does not count
             if here is None:
                 break
             begun, steps = here, trainer.steps
-            best = self._best(aim, here, horizon, usual)
+            ahead = min(horizon, self._reach)
+            best = self._best(aim, here, ahead, usual)
             if isinstance(best, Course):
                 return best, horizon
             if best is None:
-                horizon *= LONGER
+                horizon = horizon * LONGER if ahead == horizon else HOPELESS
                 continue
             here, cycle = best
             found = self._verified(aim)
             if found is not None:
                 return found, horizon
-            outcome = self._onward(aim, cycle, here, (begun - here) / horizon, horizon)
+            outcome = self._onward(aim, cycle, here, (begun - here) / ahead, ahead)
             if isinstance(outcome, Course):
                 return outcome, horizon
             here = outcome
@@ -258,11 +264,10 @@ class Search:
             self._budget.is_spent or self._trainer.steps >= self._most or self._attempts > PATIENCE
         )
 
-    def _affords(self, horizon: int) -> bool:
-        """False if there is no time for a round that looks so far ahead."""
-        return horizon == 1 or (
-            horizon <= LONGEST and TRIALS * horizon * self._step_seconds <= self._budget.left
-        )
+    @property
+    def _reach(self) -> int:
+        """Steps that there is time to look ahead."""
+        return max(int(self._budget.left / (TRIALS * self._step_seconds + 1e-9)), 1)
 
     # --- a round ----------------------------------------------------------------------------
 
@@ -332,13 +337,16 @@ class Search:
                 kinds[f"corners {number}"] = partial(matcher.corners, min(horizon, length))
             kinds["failing"] = lambda: (aim.batch(),)
             kinds["recorded"] = lambda: ({},)
-            for name, start in self._starts(aim, horizon):
-                kinds[f"matched {name}"] = partial(matcher.matched_from, wanted, start)
+            measures = [("matched", wanted)]
+            if self._normalises:
+                measures.append(("by size", Wanted(slope, normalises=False)))
+            for measure, direction in measures:
+                for name, start in self._starts(aim, horizon):
+                    kinds[f"{measure} {name}"] = partial(matcher.matched_from, direction, start)
         if horizon >= 2 * HELD:
             kinds["held corners"] = partial(matcher.corners, 2, HELD)
         if horizon > 1:
-            for name, contrast in matcher.contrasts(wanted, aim.far()):
-                kinds[name] = contrast
+            kinds.update(matcher.contrasts(wanted, aim.far()))
             kinds["beside"] = lambda: matcher.beside(aim.batch())
         seen: set[int] = set()
         for kind in sorted(kinds, key=lambda kind: -self._helped.get(kind, 0)):
