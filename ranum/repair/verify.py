@@ -19,8 +19,9 @@ from ranum.analysis.interval import Interval
 from ranum.analysis.ranges import starting_ranges
 from ranum.analysis.result import Context, Defect, Witness
 from ranum.errors import RanumError
+from ranum.repair._diff import edits_by_file
 from ranum.repair._splice import merge
-from ranum.repair.patch import AppliedPatch, Edit, apply_edits, edits_by_file
+from ranum.repair.patch import AppliedPatch, Edit, apply_edits
 
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
 """By how much results and gradients of the example batch may change, relative to the largest."""

@@ -12,8 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from ranum.errors import PatchError
+from ranum.repair._diff import edits_by_file
 from ranum.repair._splice import Text, merge, read_text
-from ranum.repair.patch import Edit, edits_by_file
+from ranum.repair.patch import Edit
 from ranum.source import is_installed
 
 
