@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -237,6 +238,7 @@ def test_when_nothing_helps_training_stops_in_a_good_state(tmp_path):
     assert int(keras.ops.convert_to_numpy(model.optimizer.iterations)) == 0
 
 
+@pytest.mark.slow
 def test_an_exploding_gradient_is_not_applied(tmp_path):
     x, y = data()
     x[BAD * BATCH : (BAD + 1) * BATCH] *= 1e9
@@ -254,6 +256,7 @@ def test_an_exploding_gradient_is_not_applied(tmp_path):
 # --- learning rates ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_lowered_rate_lasts_under_a_schedule(tmp_path):
     schedule = keras.optimizers.schedules.ExponentialDecay(0.1, 1000, 0.5)
     model = small(optimizer=keras.optimizers.SGD(schedule))
@@ -275,6 +278,7 @@ def test_a_lowered_rate_lasts_under_a_schedule(tmp_path):
 # --- the model is given back ------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_model_is_given_back(tmp_path):
     model = small()
     callback = guard(tmp_path)
@@ -291,6 +295,7 @@ def test_the_model_is_given_back(tmp_path):
     assert len(callback.history.readings) == BATCHES
 
 
+@pytest.mark.slow
 def test_the_model_is_given_back_after_an_exception(tmp_path):
     class Broken(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
@@ -307,6 +312,7 @@ def test_the_model_is_given_back_after_an_exception(tmp_path):
     assert "train_step" not in vars(model)
 
 
+@pytest.mark.slow
 def test_a_second_fit_traces_nothing_anew(tmp_path):
     model = small()
     callback = guard(tmp_path)
@@ -334,6 +340,7 @@ def test_two_at_once_are_refused(tmp_path):
 # --- others -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_checkpoints_hold_no_bad_state(tmp_path):
     """Keras' own callbacks, before and after ours in the list."""
     checkpoint = keras.callbacks.ModelCheckpoint(
@@ -349,6 +356,7 @@ def test_checkpoints_hold_no_bad_state(tmp_path):
         assert all(np.isfinite(weight).all() for weight in model.get_weights())
 
 
+@pytest.mark.slow
 def test_what_was_found_is_written_down(tmp_path):
     callback = guard(tmp_path)
     fit(small(), data(np.nan), callback)
@@ -395,8 +403,9 @@ def test_options_are_checked(name, value):
 @pytest.mark.slow  # another process imports Keras
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="this is that process")
 def test_all_of_it_on_torch():
+    others = str(Path(__file__).with_name("test_keras_training.py"))
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, others],
         capture_output=True,
         text=True,
         env={**os.environ, "KERAS_BACKEND": "torch"},

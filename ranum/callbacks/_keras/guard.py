@@ -6,6 +6,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from ranum.guards.recovery import Fault, Outcome, Remedy, Skip
 from ranum.guards.rewind import NEARLY_FULL, free_memory
 from ranum.guards.symptoms import CODES, ExplodingGradient, Symptom
 from ranum.guards.types import Culprit, Finding, Reading
-from ranum.source import UNKNOWN
+from ranum.source import UNKNOWN, Source, user_source
 
 RENEW = 1.1
 """The bound on the device follows the one of the rules when they differ by this factor."""
@@ -249,6 +250,16 @@ class KerasGuard(GuardBase):
             return weights, False
         if self._batch is None or self.guarded.engine.is_distributed:
             return None, False
+        culprit, is_transient = self._replayed()
+        outside = user_source()
+        if culprit is not None and _place(culprit.source) == _place(outside):
+            # An operator of Keras' own: all there is of the user's is the call of `fit`.
+            model = f"<Keras model {self.guarded.model.name}>"
+            place = replace(UNKNOWN, file=model, module=culprit.source.module, node=culprit.op)
+            culprit = replace(culprit, source=place)
+        return culprit, is_transient
+
+    def _replayed(self) -> tuple[Culprit | None, bool]:
         if keras.config.backend() == "tensorflow":
             return self._watched()
         program = self._program = self.program(self._batch)
@@ -368,3 +379,7 @@ def _host_batch(batch: Any) -> Any:
     ):
         return tree_map(lambda leaf: leaf.numpy() if hasattr(leaf, "numpy") else leaf, batch)
     return batch
+
+
+def _place(source: Source) -> tuple[str, int, int]:
+    return source.file, source.line, source.column

@@ -1,0 +1,59 @@
+"""Trains under a MirroredStrategy of two replicas, with a bad batch and without; a program.
+
+Says "same" if all that there is on every replica is the same after both runs.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import tensorflow as tf
+
+cpu = tf.config.list_physical_devices("CPU")[0]
+two = [tf.config.LogicalDeviceConfiguration()] * 2
+tf.config.set_logical_device_configuration(cpu, two)
+
+import keras  # noqa: E402
+from test_keras_callback import adam, data, fit, guard, small, without_bad  # noqa: E402
+
+from ranum.callbacks.keras import RanumCallback  # noqa: E402
+
+
+def values(model: keras.Model) -> list[np.ndarray]:
+    found = [
+        *model.variables,
+        *model.optimizer.variables,
+        *(variable for metric in model.metrics for variable in metric.variables),
+    ]
+    parts = [getattr(one.value, "values", None) or [one.value] for one in found]
+    assert max(map(len, parts)) == 2
+    return [part.numpy() for some in parts for part in some]
+
+
+def main(folder: str) -> None:
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    for scaled in (False, True):
+        models = []
+        for _ in range(2):
+            with strategy.scope():
+                optimizer = adam()
+                if scaled:
+                    optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+                models.append(small(optimizer=optimizer))
+        clean, guarded = models
+        callback: RanumCallback = guard(folder)
+        expected = fit(clean, without_bad())
+        got = fit(guarded, data(np.nan), callback)
+        (incident,) = callback.history.incidents
+        assert incident.action == "skip"
+        assert expected.history == got.history
+        for one, other in zip(values(clean), values(guarded), strict=True):
+            assert np.array_equal(one, other)
+    print("same")
+
+
+if __name__ == "__main__":
+    from pathlib import Path
+
+    main(Path(sys.argv[1]))
