@@ -2,6 +2,7 @@
 
     python -m benchmarks.grist.training                # ten seeds each
     python -m benchmarks.grist.training 11c 28d --seeds 3
+    python -m benchmarks.grist.training --as-ranum     # one step of SGD, learning rate 1
 
 A seed chooses the initial weights, the example batch, and the random numbers of search and run. A
 run counts once the program, built anew, has been trained on the found data in its own framework
@@ -60,7 +61,7 @@ class Run:
     batches: int = 0
 
 
-def train(case: Case, seed: int, seconds: float) -> Run:
+def train(case: Case, seed: int, seconds: float, steps: int = STEPS) -> Run:
     """Searches a run into a published defect."""
     built = case.build(seed)
     torch.manual_seed(seed)
@@ -78,7 +79,7 @@ def train(case: Case, seed: int, seconds: float) -> Run:
             witness, effort = train_into(
                 defect,
                 optimizer(case.training, case.framework),
-                steps=STEPS,
+                steps=steps,
                 seconds=budget,
                 seed=seed,
                 free=[DATA[case.name]] if case.name in DATA else (),
@@ -92,6 +93,11 @@ def train(case: Case, seed: int, seconds: float) -> Run:
             if not problem:
                 return Run(seed, "", spent, witness.steps, len(witness.batches))
     return Run(seed, problem, spent)
+
+
+def as_ranum(case: Case) -> Case:
+    """The case as RANUM's system tests train it: plain SGD with a learning rate of 1."""
+    return replace(case, training=replace(case.training, optimizer="SGD", rate=1.0))
 
 
 def optimizer(training: Training, framework: str) -> Any:
@@ -239,17 +245,23 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=10, help="programs per case")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--seconds", type=float, default=60.0, help="CPU time per search")
+    parser.add_argument(
+        "--as-ranum", action="store_true", help="one step of SGD with a learning rate of 1"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     cases = load(arguments.framework)
     unknown = sorted(set(arguments.names) - set(cases))
     if unknown:
         parser.error(f"no such case: {', '.join(unknown)}; there are: {', '.join(cases)}")
+    steps = STEPS
+    if arguments.as_ranum:
+        cases, steps = {name: as_ranum(case) for name, case in cases.items()}, 1
     found: dict[str, list[Run]] = {}
     for name in arguments.names or cases:
         found[name] = []
         for seed in range(arguments.first, arguments.first + arguments.seeds):
-            run = train(cases[name], seed, arguments.seconds)
+            run = train(cases[name], seed, arguments.seconds, steps)
             found[name].append(run)
             told = run.problem or f"{run.steps} steps, {run.batches} batches"
             print(f"{name}, seed {seed}: {told}; {run.seconds:.2f} s", file=sys.stderr, flush=True)

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 import ranum
+from ranum.analysis.confirm.training.data import slots
+from ranum.analysis.confirm.training.rows import view
 from ranum.errors import ArgumentError
 
 USER = '''
@@ -107,6 +109,17 @@ def test_the_data_lie_in_their_ranges_and_labels_stay_labels():
             assert ((batch["y"] == 0) | (batch["y"] == 1)).all()
 
 
+def test_a_run_is_no_longer_than_it_may_be():
+    model = Logistic()
+    make = lambda p: torch.optim.SGD(p, lr=1e-3)  # noqa: E731
+    few = ranum.confirm_training(defect_of(model), make, steps=1, seconds=1.0)
+    assert few is None
+    many = ranum.confirm_training(
+        defect_of(model), lambda p: torch.optim.SGD(p, lr=1.0), steps=1, seconds=20
+    )
+    assert many.steps == 1
+
+
 def test_one_hot_rows_stay_one_hot():
     class Softmax(nn.Module):
         def __init__(self):
@@ -195,6 +208,29 @@ class Wavy(nn.Module):
 
     def forward(self, x, kind):
         return (torch.log(2.0 + 3 * torch.sin(x) * torch.cos(x)) * kind).sum()
+
+
+class Scores(nn.Module):
+    """A logarithm whose operand is that of a row, or of all rows together."""
+
+    def __init__(self, *, together):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4))
+        self.together = together
+
+    def forward(self, x):
+        z = x @ self.weight
+        return torch.log(9.0 - (z.sum() if self.together else z)).mean()
+
+
+@pytest.mark.parametrize(("together", "repeats"), [(False, 8), (True, 1)])
+def test_one_row_is_asked_only_where_it_tells_as_much_as_the_batch(together, repeats):
+    (defect,) = defects(Scores(together=together), torch.rand(8, 4), x=(0, 2))
+    context = defect.context
+    seen = view(context, slots(context), (defect.operand,), ())
+    assert seen.repeats == repeats
+    point = {one.name: one.recorded for one in seen.slots}
+    assert {x.shape for x in seen.whole(point).values()} == {(8, 4)}
 
 
 def test_effort_of_a_search_without_result_is_told():

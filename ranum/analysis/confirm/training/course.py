@@ -7,9 +7,8 @@ on with what brought the defect nearest; data that keep helping are trained on a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,13 +18,14 @@ from ranum.analysis.confirm.rerun import Failure
 from ranum.analysis.confirm.search import Budget
 from ranum.analysis.confirm.training.aim import Aim
 from ranum.analysis.confirm.training.data import Batch, Slot
-from ranum.analysis.confirm.training.proposals import Cycle, Matcher, Wanted
+from ranum.analysis.confirm.training.menu import HELD, Menu
+from ranum.analysis.confirm.training.proposals import Cycle, Matcher
 from ranum.analysis.confirm.training.rows import view
 from ranum.analysis.confirm.training.trainer import State, Trainer
 from ranum.analysis.result import Context, Defect
 
 TRIALS = 4
-"""Proposals of a round that there must be time for, at least."""
+"""Data tried in a round at least, however long it takes."""
 SLICES = 32
 """Parts of the time in which the two ways of searching take turns."""
 RARER = 2
@@ -54,18 +54,8 @@ PATIENCE = 2
 """Longer courses tried after one whose failure did not happen when it was run again."""
 MOVES = 2
 """Gradients taken for the failing batch after each trial."""
-LABELLED = (1.0, 0.3, 0.1)
-"""The same, for batches that are given the labels that match best and are left as they are."""
-DIMMED = (0.3, 0.1, 0.03)
-"""Shares of the way to the failing batch where matches begin as well."""
-CORNERS = (2, 2, 8)
-"""Random batches in each of the cycles of such that are tried in a round."""
 CONTRASTS_FIRST = 64
 """Steps looked ahead first for contrasts of labels: data that can hardly be told apart are slow."""
-HELD = 16
-"""Steps in a row that a batch is trained on in slow cycles: an optimizer's momentum settles."""
-FAILURES = 3
-"""Times in a row that a kind of data has not helped before it is tried less often."""
 LEAST_GAIN = 1e-3
 """Share of the distance that a round must bring at least."""
 SMALL_GAIN = 1e-2
@@ -143,8 +133,6 @@ class Search:
     ) -> None:
         self._context = context
         self._trainer = trainer
-        self._slots = slots
-        self._normalises = normalises
         self._budget = budget
         self._most = most
         self._start = dict(start or {})
@@ -154,15 +142,12 @@ class Search:
         draws = trainer.draws() if trainer.is_random else []
         self._view = view(context, slots, (defect.operand, *node.operands), draws)
         self._matcher = Matcher(context.program, slots)
+        self._menu = Menu(self._matcher, normalises)
         self._accepted: list[tuple[Cycle, int]] = []
         self._attempts = 0
         self._step_seconds = 0.0
         self._only_contrasts = False
         self._most_seconds = 0.0
-        self._rounds = 0
-        self._helped: dict[str, int] = {}
-        self._failures: dict[str, int] = {}
-        self._kinds: list[str] = []
 
     def run(self, goals: Sequence[Goal]) -> Course | None:
         """A course towards the first goal that can be reached, each in its share of the time."""
@@ -233,9 +218,9 @@ class Search:
         while not self._is_over and self._budget.left > until and horizon <= LONGEST:
             here = aim.move(trainer.weights, MOVES)  # what training did not bring does not count
             if here is None:
-                break
+                return None, HOPELESS
             begun, steps = here, trainer.steps
-            ahead = min(horizon, self._reach)
+            ahead = min(horizon, self._reach, self._most - trainer.steps)
             best = self._best(aim, here, ahead, usual)
             if isinstance(best, Course):
                 return best, horizon
@@ -256,7 +241,7 @@ class Search:
                 horizon = max(horizon * LONGER, min(taken // AHEAD, LONGEST))
                 rate = 0.0  # the next round looks at everything
             usual = rate
-        return None, horizon
+        return None, horizon if trainer.steps < self._most else HOPELESS
 
     @property
     def _is_over(self) -> bool:
@@ -281,20 +266,20 @@ class Search:
         wanted = here - LEAST_GAIN * max(abs(here), 1.0)
         best: tuple[float, Cycle, int] | None = None
         kept: tuple[State, dict[str, Tensor]] | None = None
-        self._rounds += 1
         chosen = ""
+        accepted = [one for one, _ in self._accepted]
+        offers = self._menu.offers(aim, trainer.weights, horizon, accepted, self._only_contrasts)
         until = self._budget.left - self._most_seconds
-        for kind, cycle in self._proposals(aim, horizon):
-            if self._is_over:
-                break
+        for number, (kind, cycle) in enumerate(offers, 1):
             trainer.restore(before)
             aim.point = point
+            if self._is_over:
+                break
             taken = self._train(aim, cycle, horizon)
             if isinstance(taken, Course):
                 return taken
             distance = aim.move(trainer.weights, MOVES) if taken else None
-            helps = distance is not None and distance < wanted
-            self._failures[kind] = 0 if helps else self._failures.get(kind, 0) + 1
+            self._menu.helped(kind, distance is not None and distance < wanted)
             if distance is not None and distance < (wanted if best is None else best[0]):
                 state, moved = trainer.snapshot(), aim.point
                 if not aim.fails(trainer.weights) and trainer.step(cycle[0]) != "stepped":
@@ -302,7 +287,7 @@ class Search:
                 best, kept, chosen = (distance, cycle, taken), (state, moved), kind
                 if (here - distance) / taken >= SLOWING * usual > 0:
                     break  # as good as it was: no need to look for better
-            if self._budget.left < until:
+            if number >= TRIALS and self._budget.left < until:
                 break
         if best is None or kept is None:
             trainer.restore(before)
@@ -310,68 +295,9 @@ class Search:
             return None
         trainer.restore(kept[0])
         aim.point = kept[1]
-        self._helped[chosen] = self._rounds
-        self._kinds.append(chosen)
+        self._menu.chose(chosen)
         self._accepted.append((best[1], best[2]))
         return best[0], best[1]
-
-    def _proposals(self, aim: Aim, horizon: int) -> Iterator[tuple[str, Cycle]]:
-        """Data to try, with the kind of each: what helped last comes first.
-
-        Kinds that never helped are left out more and more often.
-        """
-        trainer, matcher = self._trainer, self._matcher
-        slope = aim.slope(trainer.weights)
-        if not slope:
-            for cycle in ((aim.batch(),), ({},), matcher.corners(1)):
-                yield "flat", cycle
-            return
-        wanted = Wanted(slope, self._normalises)
-        kinds: dict[str, Callable[[], Cycle | None]] = {}
-        for number, (cycle, _) in enumerate(reversed(self._accepted[-3:])):
-            kinds[f"again {number}"] = partial(_same, cycle)
-        if not self._only_contrasts:
-            for share in LABELLED if matcher.has_labels else ():
-                kinds[f"labelled {share}"] = partial(matcher.labelled, wanted, aim, share)
-            for number, length in enumerate(CORNERS):
-                kinds[f"corners {number}"] = partial(matcher.corners, min(horizon, length))
-            kinds["failing"] = lambda: (aim.batch(),)
-            kinds["recorded"] = lambda: ({},)
-            measures = [("matched", wanted)]
-            if self._normalises:
-                measures.append(("by size", Wanted(slope, normalises=False)))
-            for measure, direction in measures:
-                for name, start in self._starts(aim, horizon):
-                    kinds[f"{measure} {name}"] = partial(matcher.matched_from, direction, start)
-        if horizon >= 2 * HELD:
-            kinds["held corners"] = partial(matcher.corners, 2, HELD)
-        if horizon > 1:
-            kinds.update(matcher.contrasts(wanted, aim.far()))
-            kinds["beside"] = lambda: matcher.beside(aim.batch())
-        seen: set[int] = set()
-        for kind in sorted(kinds, key=lambda kind: -self._helped.get(kind, 0)):
-            failures = self._failures.get(kind, 0)
-            if failures >= FAILURES and self._rounds % failures:
-                continue
-            made = kinds[kind]()
-            if made is not None and id(made) not in seen:
-                seen.add(id(made))
-                yield kind, made
-
-    def _starts(
-        self, aim: Aim, horizon: int
-    ) -> Iterator[tuple[str, Callable[[], Mapping[str, Tensor]]]]:
-        """Where matches begin: as recorded, at the failing batch and the ends, and between."""
-        yield "recorded", dict
-        yield "failing", aim.far
-        for number in range(2):
-            yield f"end {number}", partial(aim.corner, number)
-        if horizon > 1:
-            for share in DIMMED:
-                yield f"at {share}", partial(self._dimmed, aim, share)
-
-    def _dimmed(self, aim: Aim, share: float) -> Mapping[str, Tensor]:
-        return self._matcher.dimmed(aim.far(), share)
 
     def _onward(
         self, aim: Aim, cycle: Cycle, here: float, usual: float, horizon: int
@@ -403,7 +329,7 @@ class Search:
     def _train(self, aim: Aim, cycle: Cycle, count: int) -> int | Course:
         """Steps on a cycle of batches; how many were taken, 0 if one went wrong elsewhere."""
         trainer = self._trainer
-        count = -(-count // len(cycle)) * len(cycle)
+        count = min(-(-count // len(cycle)) * len(cycle), self._most - trainer.steps)
         started = time.process_time()
         for number in range(count):
             batch = cycle[number % len(cycle)]
@@ -471,7 +397,3 @@ class Search:
         if self._agrees is not None and not self._agrees(distinct, places):
             return None
         return Course(distinct, places, failure)
-
-
-def _same(cycle: Cycle) -> Cycle:
-    return cycle
