@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from statistics import median
 
 from ranum.guards.types import Reading
 
@@ -14,6 +15,8 @@ FAR_ABOVE = 1.0
 """A smoothed loss above its best value by this many times that value is not worth keeping."""
 NOISE = 4.0
 """... unless it is within this many mean deviations, as they were at the best value."""
+WILDEST = 10.0
+"""A deviation counts up to this many times the size of the first losses: beyond, it is no noise."""
 NEW_NORMAL = 500
 """Steps after which a loss that stays far above its best, without a fault, is accepted."""
 
@@ -31,7 +34,7 @@ class Health:
         self._deviation = 0.0
         self._best = math.inf
         self._margin = 0.0
-        self._first: float | None = None
+        self._first: list[float] = []
 
     @property
     def is_good(self) -> bool:
@@ -41,10 +44,13 @@ class Health:
     @property
     def _is_above_first(self) -> bool:
         """True if the loss is far above the untrained model's, however settled it is."""
-        if self._mean is None or self._first is None:
+        if self._mean is None or not self._first:
             return False
-        margin = max(FAR_ABOVE * abs(self._first), NOISE * self._deviation)
-        return self._mean - self._first > margin
+        first, size = self._first[0], median(map(abs, self._first))
+        if first == min(self._first) and size > 2 * abs(first) > 0:
+            size = abs(first)  # training blew up at once
+        noise = min(self._deviation, WILDEST * size)
+        return self._mean - first > max(FAR_ABOVE * abs(first), NOISE * noise)
 
     def see(self, reading: Reading) -> None:
         """Takes up a step without a fault."""
@@ -55,8 +61,8 @@ class Health:
         loss = reading.loss
         if loss is None:
             return
-        if self._first is None:
-            self._first = loss
+        if len(self._first) < SETTLED:
+            self._first.append(loss)
         if self._mean is None:
             self._mean = loss
         self._deviation = SMOOTHING * self._deviation + (1 - SMOOTHING) * abs(loss - self._mean)
@@ -64,6 +70,8 @@ class Health:
         if self._good < SETTLED:
             return
         self._far = self._far + 1 if self._mean - self._best > self._margin else 0
+        if self._far > NEW_NORMAL:
+            self._first = [self._mean]
         if self._mean < self._best or self._far > NEW_NORMAL:
             self._far = 0
             self._best = self._mean

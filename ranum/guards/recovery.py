@@ -198,6 +198,10 @@ class Skip:
         self._last, self._row = int(state["last"]), int(state["row"])
 
 
+PAST = 16
+"""Norms that a run's usual gradient is taken from, at least."""
+
+
 class ClipGradients:
     """Clips gradients for a while, at a level from the run's own past.
 
@@ -245,7 +249,7 @@ class ClipGradients:
         losses = _finite(one.loss for one in past)
         usual = median(norms) if norms else 0.0
         is_far_off = losses and median(losses[-8:]) > median(losses) + abs(median(losses))
-        if is_far_off or not 0 < usual * self.factor < norm:
+        if len(norms) < PAST or is_far_off or not 0 < usual * self.factor < norm:
             return None
         level = float(f"{usual * self.factor:.3g}")
         self._since = fault.step

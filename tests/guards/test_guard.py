@@ -24,7 +24,7 @@ from ranum.guards.guard import Decision, Guard, Step, TrainingStopped
 from ranum.guards.recovery import Outcome, Rollback, Skip, Stop
 from ranum.guards.snapshot import Snapshots
 from ranum.guards.symptoms import NonFinite, Symptom
-from ranum.guards.types import History
+from ranum.guards.types import History, Reading
 
 
 def network():
@@ -731,7 +731,7 @@ def test_a_fault_of_the_run_does_not_end_it_when_no_remedy_is_left():
 
 def spiking():
     """Batches of which two have a loss far too large, as of outliers."""
-    return [(*batch(i), 1e9 if i in (12, 14) else 1.0) for i in range(30)]
+    return [(*batch(i), 1e9 if i in (18, 20) else 1.0) for i in range(30)]
 
 
 def plain_network():
@@ -746,22 +746,22 @@ def test_exploding_gradients_that_come_again_are_clipped_and_the_batch_is_kept()
         with guard.step((x, y)) as step:
             step.backward(lambda x=x, y=y, scale=scale: loss_of(model, x, y) * scale)
     first, second = guard.history.incidents
-    assert (first.action, first.step) == ("skip", 12)
-    assert (second.action, second.step) == ("clip_gradients", 14)
+    assert (first.action, first.step) == ("skip", 18)
+    assert (second.action, second.step) == ("clip_gradients", 20)
     assert second.detail.endswith("for 200 steps; the batch comes again")
     level = float(second.detail.split("norm ")[1].split(" ")[0])
     norms = [reading.grad_norm for reading in guard.history.readings]
     assert len(norms) == 31
-    assert norms[14] == norms[15] > 1e6
+    assert norms[20] == norms[21] > 1e6
 
     other = plain_network()
     optimizer = torch.optim.SGD(other.parameters(), lr=0.01)
     for number, (x, y, scale) in enumerate(spiking()):
-        if number == 12:
+        if number == 18:
             continue
         optimizer.zero_grad()
         (loss_of(other, x, y) * scale).backward()
-        if number >= 14:
+        if number >= 20:
             nn.utils.clip_grad_norm_(other.parameters(), level)
         optimizer.step()
     for ours, theirs in zip(model.parameters(), other.parameters(), strict=True):
@@ -943,3 +943,29 @@ def test_a_mask_of_infinities_is_no_damage():
     run.model.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
     run.step(*batch(0))
     assert run.guard.check_at_rest() is None
+
+
+# --- when a snapshot is worth taking ------------------------------------------------------------
+
+
+def after(losses):
+    """The health of a run with these losses."""
+    seen = health.Health()
+    for step, loss in enumerate(losses):
+        seen.see(Reading(step=step, loss=loss, grad_norm=1.0))
+    return seen.is_good
+
+
+@pytest.mark.parametrize(
+    ("losses", "is_good"),
+    [
+        ([2.3, 2.2, 2.1, 2.0, 1.9, 1.8], True),
+        ([2.3] * 4, False),  # not settled yet
+        ([2.3, 5e3] + [5e3, 1e4] * 30, False),  # blew up at once, and swings
+        ([2.3, 2.2, 2.0, 2.1] + [500.0, 9.0] * 30, False),  # blew up later
+        ([0.01, -0.5, 0.4, -0.3, 0.5, 0.45] * 9, True),  # around zero from the start
+        ([-1.0, -2.0, -3.0, -4.0, -5.0, -6.0], True),
+    ],
+)
+def test_a_state_is_good_if_its_loss_is_near_the_first_or_below(losses, is_good):
+    assert after(losses) is is_good

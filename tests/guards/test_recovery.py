@@ -310,6 +310,7 @@ def test_clipping_does_not_fit_twice_in_a_row():
         {"norm": None},
         {"norm": 3.9},  # below the level
         {"norms": ()},
+        {"norms": (2.0,) * 15},  # too few to go by
         {"norms": (math.nan,) * 9},
         {"losses": (1.0,) * 12 + (9.0,) * 8},  # the run is far off already
     ],
