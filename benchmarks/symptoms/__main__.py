@@ -17,6 +17,7 @@ import torch
 from benchmarks.measure import heading, table
 from benchmarks.symptoms.broken import BROKEN
 from benchmarks.symptoms.healthy import HEALTHY
+from benchmarks.symptoms.held_out import BROKEN_HELD_OUT, HEALTHY_HELD_OUT
 from benchmarks.symptoms.judge import Outcome, run
 
 JUDGES = ("Ranum", "AutoTrainer", "SageMaker", "TheDeepChecker", "Lightning")
@@ -34,14 +35,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", help="cases; all by default")
     parser.add_argument("--seeds", type=seeds, default=range(5), help="count, or first-last")
     parser.add_argument("--peers", action="store_true", help="ask the peers' rules too")
+    parser.add_argument("--held-out", action="store_true", help="kinds no threshold was chosen on")
     options = parser.parse_args(arguments)
-    cases = [*HEALTHY, *BROKEN]
-    known = {case.name for case in cases}
-    unknown = [name for name in options.names if name not in known]
-    if unknown:
-        parser.error(f"unknown cases {unknown}; known: {sorted(known)}")
+    held_out = [*HEALTHY_HELD_OUT, *BROKEN_HELD_OUT]
+    cases = held_out if options.held_out else [*HEALTHY, *BROKEN]
     if options.names:
-        cases = [case for case in cases if case.name in options.names]
+        every = {case.name: case for case in (*HEALTHY, *BROKEN, *held_out)}
+        unknown = [name for name in options.names if name not in every]
+        if unknown:
+            parser.error(f"unknown cases {unknown}; known: {sorted(every)}")
+        cases = [every[name] for name in options.names]
     torch.set_num_threads(1)
     outcomes = []
     for case in cases:

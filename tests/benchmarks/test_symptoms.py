@@ -10,12 +10,14 @@ import pytest
 from benchmarks.symptoms import __main__ as benchmark
 from benchmarks.symptoms.broken import BROKEN
 from benchmarks.symptoms.healthy import HEALTHY
+from benchmarks.symptoms.held_out import BROKEN_HELD_OUT, HEALTHY_HELD_OUT
 from benchmarks.symptoms.judge import run
 from benchmarks.symptoms.task import Case
 from ranum.guards.symptoms import Symptom, VanishingGradient, Window
 from ranum.guards.types import Finding
 
-CASES = {case.name: case for case in (*HEALTHY, *BROKEN)}
+ALL_HEALTHY, ALL_BROKEN = (*HEALTHY, *HEALTHY_HELD_OUT), (*BROKEN, *BROKEN_HELD_OUT)
+CASES = {case.name: case for case in (*ALL_HEALTHY, *ALL_BROKEN)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +30,11 @@ class Talkative(Symptom):
 
 
 def test_there_are_enough_runs_and_names_are_their_own():
-    assert len(CASES) == len(HEALTHY) + len(BROKEN)
+    assert len(CASES) == len(ALL_HEALTHY) + len(ALL_BROKEN)
     assert len(HEALTHY) >= 12
     assert len(BROKEN) >= 20
-    assert all(case.is_healthy for case in HEALTHY)
-    for case in BROKEN:
+    assert all(case.is_healthy for case in ALL_HEALTHY)
+    for case in ALL_BROKEN:
         assert 0 < case.within <= case.steps
 
 
