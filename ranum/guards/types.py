@@ -124,7 +124,8 @@ class Reading:
             there is none, or it was not looked for.
         validation_loss: Of a validation since the reading before, if there was one.
         updates: By parameter name, L2 of the change that the optimizer step after the sample
-            before made, over L2 of the weight, both estimated from some of its elements; of
+            before made, over L2 of the weight (or of one of torch's default initialisation, where
+            that is larger: a weight may start near zero). Estimated from some of the elements; of
             matrices and kernels that are trained. Exactly 0 if none of these elements changed.
         cut_off: Parameters whose module took part in the step's graph, and which got no gradient.
         alike: Weights whose units (first dimension) are all the same; in the first samples.

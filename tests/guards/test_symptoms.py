@@ -267,6 +267,7 @@ def test_dying_relu_needs_level_stillness_and_harm(dead, fall, fires):
         (lambda s: 0.2 + 0.8 * (s < 16) + 0.1 * math.sin(s / 10), False),  # has learned
         (lambda s: 3.0 - s / 150 + 0.5 * math.sin(s / 10), False),  # swings on its way down
         (lambda s: -2.0 + 1.5 * math.sin(s / 10) * (s > 16), True),
+        (lambda s: 1.5 * math.sin(s / 10) * (s > 16), False),  # of both signs: a critic's
     ],
 )
 def test_oscillating_loss_reads_the_smoothed_series(loss, fires):

@@ -50,6 +50,9 @@ _CHANNELS_FIRST = (
 _CHANNELS_LAST = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.RNNBase, nn.Embedding)
 
 
+_Pairs = dict[str, tuple[Tensor, Tensor]]
+
+
 @dataclass(slots=True)
 class _Statistics:
     """Extremes of a module's outputs so far, as 0-d tensors on their device."""
@@ -149,10 +152,11 @@ class TorchReader:
         self._terms: list[losses.Term] = []
         self._looked_step: int | None = None
         self._ran: set[str] = set()
-        self._running: dict[str, tuple[Tensor, Tensor]] = {}
+        self._running: _Pairs = {}
         self._normalizations: dict[str, _Normalization] = {}
-        self._parts: dict[str, tuple[Tensor, Tensor]] = {}
-        self._changes: dict[str, tuple[Tensor, Tensor]] = {}
+        self._parts: _Pairs = {}
+        self._changes: _Pairs = {}
+        self._usual: dict[str, float] = {}
 
     def __repr__(self) -> str:
         name = type(self.model).__name__
@@ -286,7 +290,7 @@ class TorchReader:
 
     def _take(self, step: int) -> _Seen:
         """What was seen of a sampled step; the next one starts anew."""
-        seen = _Seen(changes=self._changes, alike=self._extra(self._alike))
+        seen = _Seen(changes=self._changes, usual=self._usual, alike=self._extra(self._alike))
         if self._looked_step == step:
             seen.terms = self._terms
         if self._watched_step == step:
@@ -300,9 +304,7 @@ class TorchReader:
         self._samples += 1
         return seen
 
-    def _extra(
-        self, work: Callable[[], dict[str, tuple[Tensor, Tensor]]]
-    ) -> dict[str, tuple[Tensor, Tensor]]:
+    def _extra(self, work: Callable[[], _Pairs]) -> _Pairs:
         """Looks at the weights; they are unusual, and not looked at again, if that fails."""
         if not self._can_compare:
             return {}
@@ -381,18 +383,19 @@ class TorchReader:
             ):
                 yield name, parameter
 
-    def _copy_parts(self) -> dict[str, tuple[Tensor, Tensor]]:
+    def _copy_parts(self) -> _Pairs:
         """Some elements of each weight as they are before this step changes them."""
         return {name: (weight, _part(weight).clone()) for name, weight in self._trained()}
 
-    def _change(self) -> dict[str, tuple[Tensor, Tensor]]:
+    def _change(self) -> _Pairs:
         """How far these elements have moved, and how large they were."""
+        self._usual = {name: _usual_norm(w, old) for name, (w, old) in self._parts.items()}
         names, pairs = list(self._parts), list(self._parts.values())
         live, old = [_part(weight.detach()) for weight, _ in pairs], [before for _, before in pairs]
         moved = _norms(torch._foreach_sub(live, old))
         return dict(zip(names, zip(moved, _norms(old), strict=True), strict=True))
 
-    def _alike(self) -> dict[str, tuple[Tensor, Tensor]]:
+    def _alike(self) -> _Pairs:
         """Largest difference between the units of a weight, and its largest element."""
         if self._samples >= FIRST_SAMPLES:
             return {}
@@ -507,8 +510,9 @@ class _Seen:
     given: _Input | None = None
     terms: list[losses.Term] = field(default_factory=list)
     normalizations: dict[str, _Normalization] = field(default_factory=dict)
-    changes: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    alike: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    changes: _Pairs = field(default_factory=dict)
+    usual: dict[str, float] = field(default_factory=dict)
+    alike: _Pairs = field(default_factory=dict)
     cut_off: tuple[str, ...] = ()
 
     def tensors(self) -> list[Tensor]:
@@ -551,7 +555,7 @@ class _Seen:
         updates = {}
         for name in self.changes:
             change, size = next(numbers), next(numbers)
-            updates[name] = change / size if size else math.inf if change else 0.0
+            updates[name] = change / max(size, self.usual[name])
         found["updates"] = updates
         pairs = [(name, next(numbers), next(numbers)) for name in self.alike]
         # Of units that started alike, rounding may tell the last digits apart.
@@ -567,6 +571,12 @@ def _part(weight: Tensor) -> Tensor:
         return flat
     # Odd, so that it does not keep to a few columns of a matrix of even width.
     return flat[:: flat.numel() // PART | 1]
+
+
+def _usual_norm(weight: Tensor, part: Tensor) -> float:
+    """L2 of the part in torch's default initialisation: deviation 1 / sqrt(3 x inputs)."""
+    inputs = weight.numel() / len(weight)
+    return math.sqrt(part.numel() / (3 * inputs))
 
 
 def _spread(tensor: Tensor) -> Tensor | None:

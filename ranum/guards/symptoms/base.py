@@ -67,13 +67,14 @@ class Start:
         scale: What counts as a large change of this loss: the size of the level, or three
             standard deviations of the first losses where these are larger (a loss that can
             be negative may start anywhere).
-        crosses_zero: The first losses have both signs, as the surrogate of a policy gradient
-            has: then the loss is no distance to anything, and its fall measures no progress.
+        crosses_zero: The first losses have both signs.
+        first: The very first loss, which no update had a part in.
     """
 
     level: float
     scale: float
     crosses_zero: bool = False
+    first: float = 0.0
 
 
 class Recent:
@@ -240,6 +241,19 @@ class Window:
         return self._start
 
     @property
+    def crosses_zero(self) -> bool:
+        """True if the first losses or the recent ones have both signs.
+
+        Then the loss is no distance to anything (a critic's, a policy gradient's surrogate, or a
+        likelihood on its way through zero), and neither its level nor its swings say how well
+        training goes.
+        """
+        recent, start = self.losses.last(_RECENT), self.start
+        return bool(recent and min(recent) < 0 < max(recent)) or (
+            start is not None and start.crosses_zero
+        )
+
+    @property
     def first_norm(self) -> float | None:
         """Median of the run's first eight gradient norms; None if there are none."""
         norms = self._first_norms
@@ -307,12 +321,13 @@ def _start(losses: list[float]) -> Start:
     first, level = losses[0], median(losses)
     if first == min(losses) and level > 2 * abs(first) > 0:
         # Training blew up at once: the spread says nothing about the untrained model.
-        return Start(first, abs(first))
+        return Start(first, abs(first), first=first)
     if first in (min(losses), max(losses)):
         level = first
     center = fmean(losses)
     spread = math.sqrt(fmean(min(abs(loss - center), 1e150) ** 2 for loss in losses))
-    return Start(level, max(abs(level), 3 * spread) or 1.0, min(losses) < 0 < max(losses))
+    crosses = min(losses) < 0 < max(losses)
+    return Start(level, max(abs(level), 3 * spread) or 1.0, crosses, first)
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,9 +33,9 @@ class Diverged(Symptom):
 
     Known misses:
         A run stuck at the level of guessing (RN206 after longer). Runs whose beginning was
-        not seen. A generator's loss, a loss whose terms are weighted up during training, or a
-        return in reinforcement learning may rise for good reasons: leave the rule out there.
-        When no remedy is left for it, training goes on.
+        not seen; losses of both signs. A generator's loss, a loss whose terms are weighted up
+        during training, or a return in reinforcement learning may rise for good reasons: leave
+        the rule out there. When no remedy is left for it, training goes on.
 
     Remedies:
         Go back, lower the learning rate; a narrower initialisation; another optimizer.
@@ -65,7 +65,7 @@ class Diverged(Symptom):
         """The finding for the latest reading, or None."""
         start = window.start
         losses = window.losses.last(self.patience)
-        if start is None or len(losses) < self.patience:
+        if start is None or len(losses) < self.patience or window.crosses_zero:
             return None
         if median(losses) - start.level < self.worse * start.scale:
             return None

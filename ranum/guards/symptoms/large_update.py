@@ -20,8 +20,9 @@ class LargeUpdate(Symptom):
     What it finds:
         The median over matrices and kernels of (change by one optimizer step) / (size of the
         weight) was at least `once` in one of the last 16 samples, or at least `twice` in two in
-        a row; and the loss has made less than `progress` of the way to zero. Weights that start
-        at zero are left out.
+        a row; and after at least `patience` samples the loss is not below the very first one by
+        `progress` of that. A weight counts at least with the size of torch's default
+        initialisation: it may start near zero.
 
     Why it matters:
         The initialisation is gone after the first step: units die or saturate, and the weights
@@ -31,7 +32,7 @@ class LargeUpdate(Symptom):
         once 0.7 and twice 0.15: in 34 kinds of healthy runs the first update was 0.46 at most (a
         regression in raw units under Adam), the second sample's 0.1. Rates ten times too high
         gave 0.8 to 500. DeepDiagnosis and TheDeepChecker warn at 0.1, SageMaker at 10. progress
-        0.1: what the loss has made after a start that was merely rough.
+        0.1 after patience 4 samples: nets that recover from a rough first update had by then.
 
     Known misses:
         Rates that are too high later, after a good start. Runs resumed from a checkpoint. Weight
@@ -51,7 +52,8 @@ class LargeUpdate(Symptom):
 
     once: float = 0.7  # L2 of the change over L2 of the weight
     twice: float = 0.15  # the same, in two samples in a row
-    progress: float = 0.1  # fall of the loss, in units of the start's scale
+    progress: float = 0.1  # fall of the loss, of the first loss
+    patience: int = 4  # samples
 
     code: ClassVar[str] = "RN213"
     severity: ClassVar[Severity] = "warning"
@@ -60,11 +62,15 @@ class LargeUpdate(Symptom):
     def __post_init__(self) -> None:
         self.require("once", "twice")
         self.require("progress", to=1.0)
+        self.require_count("patience", to=16)
 
     def check(self, window: Window) -> Finding | None:
         """The finding for the latest reading, or None."""
-        progress = window.progress
-        if progress is None or progress >= self.progress:
+        start = window.start
+        if start is None or len(window.samples) < self.patience or not start.first:
+            return None
+        progress = (start.first - median(window.losses.last(32))) / abs(start.first)
+        if progress >= self.progress:
             return None
         ratios = [_ratio(sample) for sample in window.samples]
         largest = max(ratios, default=0.0)
@@ -74,7 +80,7 @@ class LargeUpdate(Symptom):
         return self.find(
             window,
             f"A step has changed the weights by {largest:.2g} of their size (median), and the "
-            f"loss has made {progress:.1%} of its way; the learning rate is "
+            f"loss has fallen by {progress:.1%} since the first step; the learning rate is "
             f"{window.latest.learning_rate or 0.0:.3g}.",
             ratio=largest,
             again=again,

@@ -36,8 +36,8 @@ class OscillatingLoss(Symptom):
 
     Known misses:
         Swings around a low loss. Swings within fewer than 16 steps that cancel in the median.
-        Adversarial and reinforcement learning, where the loss does not measure progress and
-        this rule should be left out.
+        Losses of both signs (critics, policy gradients), which do not measure progress; other
+        adversarial learning should leave this rule out.
 
     Remedies:
         Lower or decay the learning rate, lower the momentum, larger batches, Adam.
@@ -65,7 +65,7 @@ class OscillatingLoss(Symptom):
     def check(self, window: Window) -> Finding | None:
         """The finding for the latest reading, or None."""
         start, losses = window.start, window.losses.last(256)
-        if start is None or len(losses) < 256:
+        if start is None or len(losses) < 256 or window.crosses_zero:
             return None
         smooth = [median(losses[i : i + 16]) for i in range(0, 256, 16)]
         progress = (start.level - fmean(smooth)) / start.scale

@@ -37,9 +37,9 @@ class SlowConvergence(Symptom):
     Known misses:
         A plateau after a good start cannot be told from convergence by the loss alone. A loss
         with a large constant offset, and fine-tuning that begins near its floor, look slow
-        when they are not. Runs resumed from a checkpoint are not judged, nor losses whose first
-        values have both signs (policy gradients): their fall measures nothing. Adversarial
-        learning should leave this rule out.
+        when they are not. Runs resumed from a checkpoint are not judged, nor losses of both signs
+        (critics, policy gradients): their fall measures nothing. Other adversarial learning
+        should leave this rule out.
 
     Remedies:
         A learning rate ten times higher, Adam, normalised inputs, another initialisation;
@@ -69,7 +69,7 @@ class SlowConvergence(Symptom):
         start, means = window.start, window.trend.means
         if start is None or window.trend.count < self.patience or len(means) < 16:
             return None
-        if start.crosses_zero:
+        if window.crosses_zero:
             return None
         quarter = len(means) // 4
         before, last = means[-2 * quarter : -quarter], means[-quarter:]
