@@ -25,9 +25,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from benchmarks.faults.training import ADAPTERS, STEPS, Batch, Fault, batches
+from benchmarks.faults.keras_training import keras_fit
+from benchmarks.faults.training import ADAPTERS as TORCH_ADAPTERS
+from benchmarks.faults.training import STEPS, Batch, Fault, batches
 from benchmarks.measure import heading, table
 
+ADAPTERS = {**TORCH_ADAPTERS, "keras": keras_fit}
 KINDS = ("data", "loss", "gradient", "weight", "buffer", "moment")
 COLUMNS = ("fault", "runs", "seen", "at once", "same bits", "lost", "actions")
 
