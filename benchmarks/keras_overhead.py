@@ -1,4 +1,4 @@
-"""What `RanumCallback` costs per step of Keras' `fit`, on TensorFlow: CPU time with over without."""
+"""What `RanumCallback` costs per step of Keras' `fit` on TensorFlow: CPU time with over without."""
 
 from __future__ import annotations
 
@@ -51,10 +51,12 @@ class Clock(keras.callbacks.Callback):
         self.seconds: list[float] = []
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """Starts the clock."""
         if batch == WARM_UP:
             self._started = time.process_time()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Stops it."""
         self.seconds.append(time.process_time() - self._started)
 
 

@@ -359,13 +359,15 @@ def test_checkpoints_hold_no_bad_state(tmp_path):
 @pytest.mark.slow
 def test_what_was_found_is_written_down(tmp_path):
     callback = guard(tmp_path)
-    fit(small(), data(np.nan), callback)
+    fit(small(), data(np.nan), callback, epochs=2, validation_data=data())
     lines = (tmp_path / "report" / "incidents.jsonl").read_text().splitlines()
-    assert [json.loads(line)["action"] for line in lines] == ["skip"]
+    assert [json.loads(line)["action"] for line in lines] == ["skip", "skip"]
     assert "NonFinite" in (tmp_path / "report" / "report.html").read_text()
     assert (tmp_path / "report" / "incidents" / f"step-{BAD}.pt").exists()
     sampled = [one for one in callback.history.readings if one.is_sampled]
-    assert [one.step for one in sampled] == [0, 10]
+    assert [one.step for one in sampled] == [0, 10, 20]
+    validated = [one for one in callback.history.readings if one.validation_loss is not None]
+    assert [one.step for one in validated] == [BATCHES]
     assert set(sampled[0].grad_norms) >= {"first/kernel", "norm/gamma", "last/bias"}
     assert all(one.loss is not None for one in callback.history.readings)
 

@@ -178,6 +178,12 @@ class RanumCallback(keras.callbacks.Callback):  # type: ignore[misc]
             self._guard.batches.clear()
             self._guard.request_snapshot()
 
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """The loss of the validation is one of the things that rules look at."""
+        loss = (logs or {}).get("val_loss")
+        if loss is not None and self._guard is not None and self._is_at_work:
+            self._guard.validated(float(loss))
+
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         """The next call of the training function is of this run."""
         if self._rival is not None:
