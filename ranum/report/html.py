@@ -173,7 +173,7 @@ def verdict(analysis: Analysis | None, history: History, repair: Any = None) -> 
     incidents = history.incidents
     stopped = next((incident for incident in incidents if incident.action == "stop"), None)
     if repair is not None and repair.is_repaired:
-        changed = f"{len(repair.patch)} of {words.count(len(repair.faulty), 'setting')}"
+        changed = f"{len(repair.patch)} of {words.count(len(words.settings(repair)), 'setting')}"
         return Verdict(f"Repaired: the run trains with {changed} changed.", "good")
     if repair is not None:
         return Verdict("No configuration was found that trains.", "bad")
@@ -308,7 +308,7 @@ def _settings(repair: Any) -> list[tuple[str, str, str, bool]]:
     changed = [(name, old, new, True) for name, old, new in words.changes(patch)]
     kept = [
         (words.clean(name), words.setting(value), words.setting(value), False)
-        for name, value in repair.faulty.items()
+        for name, value in words.settings(repair).items()
         if name not in patch
     ]
     return changed + kept

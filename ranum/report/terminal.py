@@ -177,7 +177,9 @@ class Story:
             table.add_column(header, style=style, overflow="fold")
         for row in words.changes(result.patch):
             table.add_row(*(Text(cell) for cell in row))
-        changed = f"{len(result.patch)} of {words.count(len(result.faulty), 'value')} changed"
+        changed = (
+            f"{len(result.patch)} of {words.count(len(words.settings(result)), 'value')} changed"
+        )
         score = f"score {words.number(result.faulty_score)} → {words.number(result.score)}"
         head = Text.assemble(
             ("✓ ", "bold green"),

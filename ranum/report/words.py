@@ -206,6 +206,15 @@ def changes(patch: Mapping[str, tuple[Any, Any]]) -> list[tuple[str, str, str]]:
     return [(clean(name), setting(old), setting(new)) for name, (old, new) in patch.items()]
 
 
+def settings(repair: Any) -> dict[str, Any]:
+    """The faulty configuration without what there was nothing to choose for."""
+    return {
+        name: value
+        for name, value in repair.faulty.items()
+        if value is not None or name in repair.patch
+    }
+
+
 def steps_seen(history: History) -> int:
     """Steps between the first and the last reading; readings themselves may be thinned."""
     steps = [reading.step for reading in history.readings]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 from report import samples
@@ -91,3 +92,11 @@ def test_a_window_shows_the_start_of_the_mark(start, end):
     assert len(line.text) <= 60
     assert line.parts[1]
     assert text[start:end].startswith(line.parts[1].removesuffix("..."))
+
+
+def test_settings_leave_out_what_there_is_nothing_to_choose_for():
+    repair = SimpleNamespace(
+        faulty={"learning_rate": 1.0, "normalization": None, "extra": None},
+        patch={"extra": (None, 2)},
+    )
+    assert words.settings(repair) == {"learning_rate": 1.0, "extra": None}
