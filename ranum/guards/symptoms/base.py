@@ -69,12 +69,14 @@ class Start:
             be negative may start anywhere).
         crosses_zero: The first losses have both signs.
         first: The very first loss, which no update had a part in.
+        median: Of the first 16 losses; less noisy than `level` where training changes nothing.
     """
 
     level: float
     scale: float
     crosses_zero: bool = False
     first: float = 0.0
+    median: float = 0.0
 
 
 class Recent:
@@ -319,15 +321,16 @@ class Window:
 
 def _start(losses: list[float]) -> Start:
     first, level = losses[0], median(losses)
+    middle = level
     if first == min(losses) and level > 2 * abs(first) > 0:
         # Training blew up at once: the spread says nothing about the untrained model.
-        return Start(first, abs(first), first=first)
+        return Start(first, abs(first), first=first, median=middle)
     if first in (min(losses), max(losses)):
         level = first
     center = fmean(losses)
     spread = math.sqrt(fmean(min(abs(loss - center), 1e150) ** 2 for loss in losses))
     crosses = min(losses) < 0 < max(losses)
-    return Start(level, max(abs(level), 3 * spread) or 1.0, crosses, first)
+    return Start(level, max(abs(level), 3 * spread) or 1.0, crosses, first, middle)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from statistics import median
+from statistics import median, pstdev
 from typing import ClassVar, Literal
 
 from ranum.guards.symptoms.base import START, Symptom, Window, register
@@ -18,8 +19,8 @@ class SmallUpdate(Symptom):
     What it finds:
         From a run's first sample on, in at least `patience` of them, the median over matrices
         and kernels of (change by one optimizer step) / (size of the weight) is below `ratio`,
-        without being zero, while the loss has made less than `progress` of the way to zero and
-        the learning rate is not rising.
+        without being zero, while the loss has made less than `progress` of the way from its first
+        values to zero and the learning rate is not rising.
 
     Why it matters:
         At a ratio of 1e-6, moving a weight by its own size takes a million steps. The slow loss
@@ -29,8 +30,8 @@ class SmallUpdate(Symptom):
         ratio 5e-6: the least in 34 kinds of healthy runs whose loss had not fallen yet was 2e-5
         (fine-tuning at the floor); runs with a rate a hundred times too low had 2e-6. The
         resolution of float32 is 6e-8. Rules of thumb want 1e-3 (Karpathy); DeepDiagnosis warns
-        below 1e-5, TheDeepChecker below 1e-4, which a healthy GPT was under. progress 0.05,
-        patience 5 samples.
+        below 1e-5, TheDeepChecker below 1e-4, which a healthy GPT was under. progress 0.05, and
+        two standard errors of it, since batches differ. patience 5 samples.
 
     Known misses:
         Runs resumed from a checkpoint, whose start was not seen; updates that become small later.
@@ -65,10 +66,14 @@ class SmallUpdate(Symptom):
     def check(self, window: Window) -> Finding | None:
         """The finding for the latest reading, or None."""
         # All there are: updates that have become small are those of a net that has died.
-        samples, progress = window.samples, window.progress
-        if len(samples) <= self.patience or samples[0].step > START:
+        samples, start = window.samples, window.start
+        if start is None or len(samples) <= self.patience or samples[0].step > START:
             return None
-        if progress is None or progress >= self.progress:
+        recent = window.losses.last(32)
+        progress = (start.median - median(recent)) / start.scale
+        # Of the difference between two medians; 1.25 is what a median's error is over a mean's.
+        error = 1.25 * pstdev(recent) * math.sqrt(1 / START + 1 / len(recent)) / start.scale
+        if progress >= self.progress + 2 * error:
             return None
         ratios = []
         for sample in samples[1:]:
