@@ -9,7 +9,7 @@ from ranum.errors import ArgumentError
 
 
 def rules() -> dict[str, type]:
-    """Every rule by code: RN1xx numerical defects and advice, RN2xx training symptoms."""
+    """Every rule by code: RN1xx numerical defects and advice, RN2xx and RN3xx symptoms."""
     from ranum.analysis import defects, precision
     from ranum.guards import symptoms
 

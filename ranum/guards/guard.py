@@ -536,6 +536,7 @@ class Guard(GuardBase):
         )
 
     def _withhold(self) -> None:
+        self._reader.forget_update()
         for parameter in self.model.parameters():
             parameter.grad = None
         for optimizer in self.optimizers:

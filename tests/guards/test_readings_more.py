@@ -96,6 +96,33 @@ def test_a_weight_that_cannot_be_compared_costs_only_the_comparison():
     assert readings[2].updates == {}
 
 
+def test_a_step_that_is_withheld_is_no_update():
+    model = nn.Linear(6, 5)
+    reader = TorchReader(model, sample_every=1)
+    readings = []
+    for step in range(4):
+        model.zero_grad()
+        model(torch.randn(4, 6)).sum().backward()
+        readings.append(reader.read(step=step, loss=1.0))
+        if step == 1:
+            reader.forget_update()
+            nn.init.constant_(model.weight, 1e6)  # as after going back
+    assert [bool(reading.updates) for reading in readings] == [False, True, False, True]
+    assert readings[3].updates == {"weight": 0.0}
+
+
+def test_a_fault_of_a_guard_is_no_update():
+    model = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3))
+    guard = Guard(model, torch.optim.SGD(model.parameters(), lr=0.1), sample_every=1, strict=True)
+    for i in range(6):
+        with guard.step() as step:
+            x = torch.randn(8, 6) * (math.nan if i == 3 else 1.0)
+            step.backward(lambda x=x: model(x).square().mean())
+    assert [incident.step for incident in guard.history.incidents] == [3]
+    seen = [bool(reading.updates) for reading in guard.history.readings]
+    assert seen == [False, True, True, True, False, True]
+
+
 def test_nothing_is_kept_between_samples():
     model = nn.Linear(6, 5)
     reader = TorchReader(model, sample_every=10)
@@ -151,6 +178,17 @@ def test_a_bad_input_shows():
     assert math.isnan(sampled(nn.Linear(6, 5), x).inputs.lower)
     x[3, 2] = torch.inf
     assert sampled(nn.Linear(6, 5), x).inputs.upper == math.inf
+
+
+def test_an_input_without_a_scale_is_left_alone():
+    class First(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.to_dense()
+
+    model = nn.Sequential(First(), nn.Linear(6, 5))
+    reading = sampled(model, torch.eye(6).to_sparse())
+    assert reading.inputs is None
+    assert list(reading.activations) == ["0", "1"]
 
 
 def test_a_learned_input_is_none_of_the_data():

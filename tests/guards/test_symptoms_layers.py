@@ -89,6 +89,9 @@ def updates(*ratios: float):
         ((0.0, 0.0, 1e-3), None, None),  # those that do not move at all are another case
         ((0.0, 0.0, 0.0), None, None),
         ((1e-6, 1e-6, 1e-6), falling, None),  # converged
+        ((1e-6, 1e-6, 1e-6), lambda s: 1.0 - 0.004 * s, None),  # on its way
+        # batches differ by more than the fall
+        ((1e-6, 1e-6, 1e-6), lambda s: 2.0 + 1.5 * wobble(7 * s) + 0.15 * (s < 16), 50),
         ((2e-5, 2e-5, 2e-5), None, None),  # fine-tuning at the floor
     ],
 )

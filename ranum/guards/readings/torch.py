@@ -336,6 +336,10 @@ class TorchReader:
             return ""
         return next(iter(bad), "")
 
+    def forget_update(self) -> None:
+        """The step just read does not update the weights: it is withheld, or they go back."""
+        self._parts = {}
+
     def close(self) -> None:
         """Removes any hook and forgets the model's parameters; reading again is allowed."""
         self._detach()
@@ -455,7 +459,10 @@ class TorchReader:
             return
         if self._is_first:
             self._is_first = False
-            self._input = _input(name, module, args)
+            try:
+                self._input = _input(name, module, args)
+            except Exception:  # sparse, nested, boolean: it has no scale
+                self._input = None
         if isinstance(module, _CHANNELS_FIRST):
             self._channels_first = True
         elif isinstance(module, _CHANNELS_LAST):
