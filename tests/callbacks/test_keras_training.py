@@ -30,6 +30,8 @@ from callbacks.test_keras_callback import (  # noqa: E402
     without_bad,
 )
 
+from ranum.errors import RanumWarning  # noqa: E402
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(BACKEND not in ("tensorflow", "torch"), reason="no guard for it"),
@@ -226,6 +228,43 @@ def test_a_fault_that_does_not_come_again_is_run_again(tmp_path):
     assert [one.action for one in callback.history.incidents] == ["retry"]
     same(alone, guarded)
     assert got.history == expected.history
+
+
+@pytest.mark.parametrize("executions", [1, 4])
+def test_a_step_that_cannot_be_guarded_is_keras_own(executions, tmp_path):
+    if executions > 1 and BACKEND != "tensorflow":
+        pytest.skip("TensorFlow's own")
+
+    def broken(*args, **kwargs):
+        raise RuntimeError("ours")
+
+    alone, guarded = (small(steps_per_execution=executions) for _ in range(2))
+    callback = guard(tmp_path, strict=False)
+    make = callback._make
+
+    def making(model):
+        make(model)
+        callback._step.engine.gate = broken
+
+    callback._make = making
+    fit(alone, data())
+    with pytest.warns(RanumWarning, match="could not be guarded: RuntimeError: .*ours"):
+        fit(guarded, data(), callback)
+    same(alone, guarded)
+
+
+@on_tensorflow
+def test_unknown_strategies_are_left_alone(tmp_path, monkeypatch):
+    class Unknown:
+        num_replicas_in_sync = 8
+
+    model = small()
+    monkeypatch.setattr(type(model), "distribute_strategy", Unknown())
+    callback = guard(tmp_path, strict=False)
+    callback.set_model(model)
+    with pytest.warns(RanumWarning, match="Unknown is not known.*not guarded"):
+        callback.on_train_begin()
+    assert model.train_function is None
 
 
 @on_tensorflow

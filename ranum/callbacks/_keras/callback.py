@@ -288,12 +288,12 @@ class RanumCallback(keras.callbacks.Callback):  # type: ignore[misc]
 
     def _guarded(self, data: Any, guard: KerasGuard) -> Any:
         assert self._step is not None
-        batch = self._step.engine.batch_of(data)
+        batch = self._step.engine.batch_of(data, self._inner)
         if batch is None:  # only the graph can fetch it
             if not self._has_run:
                 self._build(getattr(data, "element_spec", None))
             guard.begin()
-            logs = self._run(lambda: self._inner(data), None)
+            logs = self._run(partial(self._inner, data), partial(self._former, data))
             self._decide(guard)
             return logs
         if not self._has_run:
@@ -302,7 +302,9 @@ class RanumCallback(keras.callbacks.Callback):  # type: ignore[misc]
         while True:
             batch = guard.batches.hand_out()
             guard.begin(batch)
-            logs = self._run(partial(self._call, self._inner, batch), batch)
+            logs = self._run(
+                partial(self._call, self._inner, batch), partial(self._call, self._former, batch)
+            )
             self._decide(guard)
             if guard.batches.is_at_end or self.model.stop_training or not self._is_at_work:
                 return logs
@@ -311,7 +313,7 @@ class RanumCallback(keras.callbacks.Callback):  # type: ignore[misc]
         assert self._step is not None
         return self._step.engine.call(function, batch)
 
-    def _run(self, work: Callable[[], Any], batch: Any) -> Any:
+    def _run(self, work: Callable[[], Any], unguarded: Callable[[], Any]) -> Any:
         """One call of the guarded function; of Keras' own if it cannot be traced."""
         step, session = self._step, self._session
         assert step is not None
@@ -322,9 +324,9 @@ class RanumCallback(keras.callbacks.Callback):  # type: ignore[misc]
         except StopIteration:
             raise
         except Exception as fault:
-            if self.strict or self._has_run or batch is None:
+            if self.strict or self._has_run:
                 raise
-            logs = self._call(self._former, batch)  # raises if the fault is the user's
+            logs = unguarded()  # raises if the fault is the user's
             line = f"the training step could not be guarded: {type(fault).__name__}: {fault}"
             warnings.warn(RanumWarning(f"Ranum: {line}"), stacklevel=4)
             session.faults.append(line)

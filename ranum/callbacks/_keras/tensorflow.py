@@ -13,6 +13,7 @@ from typing import Any
 import tensorflow as tf
 
 from ranum.analysis.capture.tensorflow.bridge import losses_noted
+from ranum.errors import RanumError
 from ranum.guards.readings.keras import SCALING, TAKEN, WITHHELD
 
 __all__ = ["Engine", "losses_noted"]
@@ -26,14 +27,18 @@ class Engine:
 
     Attributes:
         is_distributed: Several replicas train together.
-        can_fetch: One batch is trained on in a call, and can be fetched before it.
+
+    Raises:
+        RanumError: Under a strategy of several processes or of a kind that is not known.
     """
 
     def __init__(self, model: Any) -> None:
         self._strategy = model.distribute_strategy
         self.is_distributed = self._strategy.num_replicas_in_sync > 1
+        if self.is_distributed and not isinstance(self._strategy, tf.distribute.MirroredStrategy):
+            name = type(self._strategy).__name__
+            raise RanumError(f"of the strategies with several replicas {name} is not known")
         self._executions = max(int(model.steps_per_execution), 1)
-        self.can_fetch = self._executions == 1 and not self.is_distributed
         self._bound = tf.Variable(math.inf, trainable=False, dtype=tf.float32)
         self._factor = tf.Variable(1.0, trainable=False, dtype=tf.float32)
         self._number = tf.Variable(0, trainable=False, dtype=tf.int64)
@@ -68,9 +73,12 @@ class Engine:
         """The step will be traced anew."""
         self._rows = None
 
-    def batch_of(self, iterator: Any) -> Any:
-        """The next batch; None if only the graph can fetch it."""
-        if self.can_fetch and isinstance(iterator, tf.data.Iterator):
+    def batch_of(self, iterator: Any, function: Any) -> Any:
+        """The next batch; None if only the graph of the training function can fetch it."""
+        is_single = self._executions == 1 and not self.is_distributed
+        # Older releases of Keras trace the iterator too.
+        is_plain = not hasattr(function, "get_concrete_function")
+        if is_single and is_plain and isinstance(iterator, tf.data.Iterator):
             return next(iterator)
         return None
 
@@ -82,7 +90,7 @@ class Engine:
 
     def call(self, function: Callable[[Any], Any], batch: Any) -> Any:
         """Trains on a batch that has been fetched."""
-        return function([batch])
+        return function(iter([batch]))
 
     # --- the graph's side -------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ranum._untouched import random_state, set_random_state
+from ranum.errors import RanumError
 from ranum.guards.readings.keras import SCALING, TAKEN, WITHHELD
 
 
@@ -25,11 +26,15 @@ class Engine:
 
     Args:
         model: The model to be trained.
+
+    Raises:
+        RanumError: With several processes.
     """
 
     def __init__(self, model: Any) -> None:
         self.is_distributed = False
-        self.can_fetch = True
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            raise RanumError("several processes of Keras on torch are not known")
         self._bound = math.inf
         self._factor = 1.0
         self._number = 0
@@ -53,7 +58,7 @@ class Engine:
     def forget_rows(self) -> None:
         """Nothing is traced here."""
 
-    def batch_of(self, iterator: Any) -> Any:
+    def batch_of(self, iterator: Any, function: Any) -> Any:
         """The batch that `fit` has fetched."""
         return iterator
 
