@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_map
 
 from ranum._untouched import RandomState, random_state, set_random_state
 from ranum.guards._places import available_memory
+from ranum.guards._source import Source
 from ranum.guards.culprit import named_tensors
 
 SHARE_OF_MEMORY = 0.05
@@ -194,16 +195,22 @@ class LoaderPosition:
         return self._log.is_nearly_full
 
     def iterate(self, loader: Any) -> Iterator[Any]:
-        """The batches of one pass over a loader; after a rollback, some of them again."""
+        """The batches of one pass over a loader; after a rollback, some of them again.
+
+        A loader whose worker process is killed is started again, up to three times.
+        """
         self._log.clear()
         self._epoch += 1
-        batches = iter(loader)
-        while True:
-            try:
-                batch = self._log.hand_out(lambda: next(batches))
-            except StopIteration:
-                return
-            yield batch
+        batches = Source(loader)
+        try:
+            while True:
+                try:
+                    batch = self._log.hand_out(lambda: next(batches))
+                except StopIteration:
+                    return
+                yield batch
+        finally:
+            batches.close()
 
     def mark(self) -> Any:
         """The batch that is at hand."""

@@ -240,7 +240,8 @@ def run_example(tmp_path: Path, *arguments: str) -> str:
 def test_the_example_learns_on_two_processes(tmp_path):
     told = run_example(tmp_path, "--devices", "2", "--epochs", "12")
     assert float(re.search(r"accuracy ([\d.]+)", told)[1]) > 0.8
-    incidents = [json.loads(line) for line in (tmp_path / "incidents.jsonl").open()]
+    lines = (tmp_path / "incidents.jsonl").read_text().splitlines()
+    incidents = [json.loads(line) for line in lines]
     assert {incident["action"] for incident in incidents} == {"skip"}
     assert len(incidents) == 12
     without = run_example(tmp_path, "--devices", "2", "--epochs", "2", "--without")

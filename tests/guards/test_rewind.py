@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import random
+import signal
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -11,8 +16,9 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from ranum import Guard
+from ranum.errors import RanumWarning
 from ranum.guards import Retry, Rollback
-from ranum.guards.rewind import BatchLog, free_memory
+from ranum.guards.rewind import BatchLog, LoaderPosition, free_memory
 
 
 class Noisy(Dataset):
@@ -194,3 +200,98 @@ def test_memory_is_bounded():
     log.clear()
     assert not log.is_nearly_full
     assert free_memory() >= 1 << 28
+
+
+# --- workers that are killed --------------------------------------------------------------------
+
+
+class Numbers(Dataset):
+    """Random numbers of a worker's own; the one that comes to `fatal` kills itself once."""
+
+    def __init__(self, folder, fatal=-1, times=1):
+        self.folder, self.fatal, self.times = folder, fatal, times
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        deaths = len(list(self.folder.iterdir()))
+        if index == self.fatal and deaths < self.times:
+            (self.folder / str(deaths)).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return torch.tensor([index, torch.rand(()).item()])
+
+
+def one_pass(folder, fatal=-1, times=1, **options):
+    torch.manual_seed(3)
+    folder.mkdir(exist_ok=True)
+    loader = DataLoader(Numbers(folder, fatal, times), num_workers=2, shuffle=True, **options)
+    batches = list(LoaderPosition().iterate(loader))
+    return [*torch.cat(batches).flatten().tolist(), torch.rand(()).item()]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"persistent_workers": True}, {"generator": torch.Generator()}],
+    ids=["plain", "persistent", "generator"],
+)
+@pytest.mark.parametrize("fatal", [0, 5])
+def test_a_killed_worker_costs_no_batch(tmp_path, fatal, options):
+    if "generator" in options:
+        options["generator"].manual_seed(0)
+    expected = one_pass(tmp_path / "without", **options)
+    if "generator" in options:
+        options["generator"].manual_seed(0)
+    with pytest.warns(RanumWarning, match="worker of the loader has been killed") as told:
+        assert one_pass(tmp_path / "with", fatal, **options) == expected
+    assert len(told) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
+@pytest.mark.filterwarnings("ignore::ranum.errors.RanumWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_workers_that_are_killed_again_and_again_end_the_pass(tmp_path):
+    with pytest.raises((RuntimeError, EOFError, OSError)):
+        one_pass(tmp_path / "with", 5, times=9)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
+@pytest.mark.filterwarnings("ignore::ranum.errors.RanumWarning")
+def test_torch_does_not_tell_of_a_dead_worker_in_the_middle_of_a_step(tmp_path):
+    """Its signal handler would raise wherever the program is; the loader tells when it is asked."""
+    loader = DataLoader(Numbers(tmp_path), num_workers=1)
+    batches = LoaderPosition().iterate(loader)
+    next(batches)
+    worker = max(multiprocessing.active_children(), key=lambda one: one.pid)
+    worker.kill()
+    worker.join()
+    time.sleep(0.1)  # a step, in which the signal comes
+    assert len(list(batches)) == 11
+
+
+class Unreadable(Dataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        raise ConnectionResetError("of the data set")
+
+
+def test_what_a_data_set_raises_in_a_worker_goes_through():
+    batches = LoaderPosition().iterate(DataLoader(Unreadable(), num_workers=1))
+    with pytest.raises(ConnectionResetError, match="of the data set"):
+        next(batches)
+
+
+def test_what_a_data_set_raises_goes_through():
+    def broken():
+        yield 1
+        raise RuntimeError("of the data set")
+
+    batches = LoaderPosition().iterate(broken())
+    assert next(batches) == 1
+    with pytest.raises(RuntimeError, match="of the data set"):
+        next(batches)
