@@ -116,12 +116,13 @@ def _silence() -> Iterator[None]:
 
     Torch's handler of SIGCHLD raises wherever the program is.
     """
-    usual = signal_handling._error_if_any_worker_fails
-    signal_handling._error_if_any_worker_fails = lambda: None
+    handling: Any = signal_handling
+    usual = handling._error_if_any_worker_fails
+    handling._error_if_any_worker_fails = lambda: None
     try:
         yield
     finally:
-        signal_handling._error_if_any_worker_fails = usual
+        handling._error_if_any_worker_fails = usual
 
 
 def _workers(loader: Any) -> int:

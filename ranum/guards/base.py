@@ -485,6 +485,9 @@ class GuardBase:
             self._withhold()
             saved = self._contained("incident files", lambda: self._save(finding, reading, culprit))
             file = str(saved or "")
+        elif not CODES[finding.code].is_of_run:
+            is_transient = self._agree(self._contained("the second look", self._is_gone) or False)
+            self._withhold()
         if not is_transient:
             self._drop_candidate()
         fault = Fault(
@@ -537,6 +540,10 @@ class GuardBase:
         found = self._contained("the culprit search", self._find_culprit)
         culprit, is_transient = found or (None, False)
         return culprit, self._agree(is_transient)
+
+    def _is_gone(self) -> bool:
+        """True if the step, run again, has other gradients: a flipped bit made these."""
+        return False
 
     def _find_culprit(self) -> tuple[Culprit | None, bool]:
         """The culprit; and True if the whole step was run again, and was finite."""

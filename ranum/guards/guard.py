@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ranum._untouched import eager, untouched
 from ranum.errors import ArgumentError, RanumError
 from ranum.guards import _processes as processes
 from ranum.guards._shards import any_sharded, is_flattened
@@ -22,6 +23,7 @@ from ranum.guards.incident_file import save_incident
 from ranum.guards.parts import without_bad_parts
 from ranum.guards.rates import multiply_learning_rates
 from ranum.guards.readings import TorchReader
+from ranum.guards.readings.torch import gradient_norm
 from ranum.guards.recovery import Remedy
 from ranum.guards.rewind import LoaderPosition, Position
 from ranum.guards.snapshot import Snapshots, Stateful, as_optimizers
@@ -33,6 +35,8 @@ __all__ = ["Decision", "Guard", "Step", "TrainingStopped"]
 BATCHES_KEPT = 64
 """Micro-batches of one step that are kept for the replay; earlier ones are let go."""
 SEARCH = "the culprit search"
+SAME_NORM = 1e-3
+"""Relative difference of gradient norms that kernels make which sum in another order each time."""
 INCIDENT_FILES = 8
 """Faulty steps of a run that are saved; more of them would tell little more."""
 
@@ -480,6 +484,20 @@ class Guard(GuardBase):
                 strict=True,
             )
         return culprit, culprit is None and len(replays) == len(batches)
+
+    def _is_gone(self) -> bool:
+        norm = self._readings[-1].grad_norm
+        replays = [replay for _, replay in self._batches]
+        can_run = norm is not None and self.scaler is None and bool(replays)
+        # Collective where processes share gradients: all run the step again, or none does.
+        if not self._agree(can_run and all(replay is not None for replay in replays)):
+            return False
+        with untouched(self.model), eager(), torch.enable_grad():
+            for replay in replays:
+                if replay is not None:
+                    replay()
+            again = gradient_norm(self.optimizers)
+        return norm is not None and not math.isclose(norm, again, rel_tol=SAME_NORM)
 
     @property
     def _is_sharded(self) -> bool:

@@ -10,6 +10,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from ranum.errors import ArgumentError, RanumWarning
+from ranum.guards.health import is_finite
 from ranum.guards.symptoms import CODES
 from ranum.guards.types import Culprit, Finding, Reading
 
@@ -27,8 +28,8 @@ class Fault:
         step: Step that is withheld.
         epoch: Counting from 0.
         culprit: None where the replay found none, or there was nothing to replay.
-        is_transient: The whole step was run again, on the same numbers, and was finite: the
-            hardware or chance did it, not the data nor the weights.
+        is_transient: The whole step was run again, on the same numbers, and was finite, or had
+            other gradients: the hardware or chance did it, not the data nor the weights.
     """
 
     finding: Finding
@@ -118,7 +119,11 @@ class Retry:
         self._recent = [*recent, fault.step]
         return Outcome(
             action=self.name,
-            detail="the step was finite when it was run again",
+            detail=(
+                "the step had ordinary gradients when it was run again"
+                if is_finite(fault.reading)
+                else "the step was finite when it was run again"
+            ),
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -61,13 +61,13 @@ class _Kept:
     Attributes:
         value: The batch.
         versions: Its tensors with their versions, which a change in place counts up.
-        random: State of torch's CPU generator after it was fetched.
+        random: State of torch's CPU generator after it was fetched; None if that drew nothing.
         nbytes: Of its tensors.
     """
 
     value: Any
     versions: tuple[tuple[Tensor, int], ...]
-    random: Tensor
+    random: Tensor | None
     nbytes: int
 
     @property
@@ -111,12 +111,17 @@ class BatchLog:
         if index < len(self._kept):
             self.number += 1
             kept = self._kept[index]
-            torch.set_rng_state(kept.random)
+            if kept.random is not None:
+                torch.set_rng_state(kept.random)
             value: T = _apart(kept.value)
             return value
         self.catch_up()
+        before = torch.get_rng_state()
         value = following()
-        self.keep(value)
+        after = torch.get_rng_state()
+        # Where fetching draws nothing, the steps alone decide what comes next: those that were
+        # left out at first may be trained on the second time.
+        self._take_up(value, None if torch.equal(before, after) else after)
         return value
 
     def keep(self, value: Any, random: Tensor | None = None) -> None:
@@ -126,11 +131,13 @@ class BatchLog:
             value: The batch.
             random: State of torch's CPU generator after it was fetched; that of now if None.
         """
+        self._take_up(value, torch.get_rng_state() if random is None else random)
+
+    def _take_up(self, value: Any, random: Tensor | None) -> None:
         own = _apart(value)
         tensors = [tensor for _, tensor in named_tensors(own, "")]
         nbytes = sum(tensor.nbytes for tensor in tensors if tensor.layout is torch.strided)
         versions = tuple((one, one._version) for one in tensors if not one.is_inference())
-        random = torch.get_rng_state() if random is None else random
         self._kept.append(_Kept(own, versions, random, nbytes))
         self._nbytes += nbytes
         self.number += 1

@@ -21,7 +21,7 @@ from ranum.guards import base as base_module
 from ranum.guards import guard as guard_module
 from ranum.guards import health
 from ranum.guards.guard import Decision, Guard, Step, TrainingStopped
-from ranum.guards.recovery import Outcome, Rollback, Skip, Stop
+from ranum.guards.recovery import Outcome, Retry, Rollback, Skip, Stop
 from ranum.guards.snapshot import Snapshots
 from ranum.guards.symptoms import NonFinite, Symptom
 from ranum.guards.types import History, Reading
@@ -540,6 +540,35 @@ def test_a_fault_inside_is_reported_once_and_training_goes_on(part, breakage, mo
     assert len(caught) == 1
     assert run.guard.history.internal_faults == [f"{part} failed: OSError: inside"]
     assert all(p.isfinite().all() for p in run.model.parameters())
+
+
+@pytest.mark.parametrize("is_repeatable", [False, True])
+def test_a_huge_gradient_that_does_not_come_again_is_retried(is_repeatable):
+    """A flipped bit makes numbers that are finite, and gone when the step is run again."""
+
+    def trained(at):
+        run = Run(remedies=[Retry(), Skip()])
+        weight = next(run.model.parameters())
+        spoiled = []
+
+        def spoil(gradient):
+            now = run.guard.current_step == at
+            if now and (is_repeatable or not spoiled):
+                spoiled.append(True)
+                return gradient * 1e20
+            return gradient
+
+        weight.register_hook(spoil)
+        for x, y in run.guard.batches([batch(i) for i in range(12)]):
+            with run.guard.step((x, y)) as step:
+                step.backward(lambda x=x, y=y: F.cross_entropy(run.model(x), y))
+        return list(run.model.state_dict().values()), run.guard.history.incidents
+
+    state, incidents = trained(at=9)
+    assert [i.action for i in incidents] == ["skip" if is_repeatable else "retry"]
+    assert same(state, trained(at=-1)[0]) is not is_repeatable
+    if not is_repeatable:
+        assert incidents[0].detail == "the step had ordinary gradients when it was run again"
 
 
 def test_the_older_fsdp_is_refused():

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ranum import Guard
 from ranum.errors import RanumWarning
-from ranum.guards import Retry, Rollback
+from ranum.guards import Retry, Rollback, Skip
 from ranum.guards.rewind import BatchLog, LoaderPosition, free_memory
 
 
@@ -200,6 +200,32 @@ def test_memory_is_bounded():
     log.clear()
     assert not log.is_nearly_full
     assert free_memory() >= 1 << 28
+
+
+def test_a_batch_left_out_the_first_time_is_trained_on_the_second():
+    """A rollback behind a skip: what dropout draws in the step that was left out counts again."""
+
+    def trained(faults=()):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 3))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        remedies = [Skip(), Rollback(1.0)]
+        guard = Guard(model, optimizer, snapshot_every=4, strict=True, remedies=remedies)
+        generator = torch.Generator().manual_seed(1)
+        for x in guard.batches([torch.randn(6, 4, generator=generator) for _ in range(12)]):
+            number = guard.current_step
+            with guard.step(x) as step:
+                loss = step.backward(model(x).square().sum())
+                assert loss is not None
+                if number in faults:
+                    model[0].weight.grad[0, 0] = torch.nan
+        actions = [incident.action for incident in guard.history.incidents]
+        return [*model.state_dict().values(), torch.get_rng_state()], actions
+
+    expected, _ = trained()
+    found, actions = trained(faults=(8, 9))
+    assert actions == ["skip", "rollback"]
+    assert all(map(torch.equal, found, expected))
 
 
 # --- workers that are killed --------------------------------------------------------------------

@@ -634,6 +634,14 @@ def _compared(module: nn.Module, given: Tensor, mean: Tensor, variance: Tensor) 
     )
 
 
+@torch.no_grad()
+def gradient_norm(optimizer: Any) -> float:
+    """The norm of what is in `.grad` now; of sharded gradients that of the whole, collective."""
+    _, gradients = _gradients(_stepped(optimizer))
+    norm = _total(_host(_norms(gradients)))
+    return norm if math.isfinite(norm) else _scaled_norm(gradients, norm)
+
+
 def _stepped(optimizer: Any) -> list[Tensor]:
     """What the optimizers are about to step: a list at hand, where the model is a tree."""
     several = optimizer if isinstance(optimizer, list | tuple) else (optimizer,)
