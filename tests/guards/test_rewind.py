@@ -208,7 +208,7 @@ def test_a_batch_left_out_the_first_time_is_trained_on_the_second():
     def trained(faults=()):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 3))
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.001)
         remedies = [Skip(), Rollback(1.0)]
         guard = Guard(model, optimizer, snapshot_every=4, strict=True, remedies=remedies)
         generator = torch.Generator().manual_seed(1)
