@@ -6,6 +6,7 @@ order. The guard does so after a fault only, and where a snapshot is looked at.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -42,6 +43,13 @@ def largest(value: float) -> float:
     return _reduced(value, distributed.ReduceOp.MAX) if is_shared() else value
 
 
+def worst(norm: float | None) -> float | None:
+    """The largest of all processes' norms; infinity where one is not finite."""
+    value = 0.0 if norm is None else norm
+    found = largest(value if math.isfinite(value) else math.inf)
+    return None if norm is None and not found else found
+
+
 def gathered(value: _T) -> list[_T]:
     """The values of all processes, by rank; anything that pickles."""
     if not is_shared():
@@ -73,7 +81,7 @@ def first_culprit(found: Culprit | None) -> tuple[Culprit | None, int]:
 
 def _reduced(value: float, how: Any) -> float:
     device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
-    tensor = torch.tensor(value, device=device)
+    tensor = torch.tensor(value, dtype=torch.float64, device=device)
     distributed.all_reduce(tensor, how)
     return float(tensor)
 

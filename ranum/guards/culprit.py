@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_leaves
 from ranum._dispatch import DispatchMode
 from ranum._untouched import eager, untouched
 from ranum.errors import RanumWarning
+from ranum.guards._shards import local
 from ranum.guards.types import Culprit, Extremes
 from ranum.source import UNKNOWN, Source, module_scope, user_source
 
@@ -80,7 +81,7 @@ def find_culprit(
     """
     microscope = _Microscope()
     microscope.expect(named_tensors(batch, "batch"), "data")
-    microscope.expect(model.named_parameters(), "weights")
+    microscope.expect(((name, _at_hand(p)) for name, p in model.named_parameters()), "weights")
     microscope.expect(model.named_buffers(), "weights")
     if run is None:
         return microscope.first_leaf()
@@ -100,6 +101,12 @@ def find_culprit(
             stacklevel=2,
         )
         return None
+
+
+def _at_hand(parameter: Tensor) -> Tensor:
+    """What operators meet of a weight: of a sharded one, the part of this process."""
+    part = local(parameter)
+    return part if part is parameter else nn.Parameter(part, requires_grad=False)
 
 
 @dataclass(frozen=True, slots=True)
