@@ -185,7 +185,7 @@ def _launch(folder: str, runs: list[str], seconds: float) -> None:
         subprocess.Popen(
             command,
             env=environment | {"RANK": str(rank)},
-            stderr=subprocess.PIPE if rank else None,
+            stderr=subprocess.DEVNULL,
         )
         for rank in (0, 1)
     ]

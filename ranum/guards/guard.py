@@ -207,6 +207,11 @@ class Guard(GuardBase):
         self.request_snapshot()
         return self._position.iterate(loader)
 
+    @property
+    def batches_done(self) -> int:
+        """Batches of this pass over `batches` that are done with: where a resumed run goes on."""
+        return self._position.number if isinstance(self._position, LoaderPosition) else 0
+
     @contextmanager
     def step(self, batch: Any = None, *, epoch: int = 0) -> Iterator[Step]:
         """One optimizer step: clears gradients, and on exit decides and steps the optimizer.

@@ -194,6 +194,7 @@ class LoaderPosition:
 
     def __init__(self) -> None:
         self._log = BatchLog()
+        self._begin = 0
         self._epoch = 0
 
     @property
@@ -201,12 +202,18 @@ class LoaderPosition:
         """True if a snapshot should be taken soon."""
         return self._log.is_nearly_full
 
+    @property
+    def number(self) -> int:
+        """Batches of this pass that have been handed out, without those that come again."""
+        return self._log.number - self._begin
+
     def iterate(self, loader: Any) -> Iterator[Any]:
         """The batches of one pass over a loader; after a rollback, some of them again.
 
         A loader whose worker process is killed is started again, up to three times.
         """
         self._log.clear()
+        self._begin = self._log.number
         self._epoch += 1
         batches = Source(loader)
         try:

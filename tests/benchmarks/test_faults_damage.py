@@ -1,4 +1,4 @@
-"""The benchmarks of damaged hardware and of two processes: they recover, and notice what does not."""
+"""The benchmarks of damage, of two processes and of killed ones: they count what goes wrong too."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks.faults import damage, processes, training
-from ranum.guards import Decision
+from benchmarks.faults import damage, killed, processes, training
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::ranum.errors.RanumWarning"),
@@ -32,7 +31,7 @@ def test_a_run_ends_with_the_references_bits(kind, reference):
 
 
 def test_what_nobody_sees_is_counted(reference, monkeypatch):
-    monkeypatch.setattr(damage.Guard, "decide", lambda *args, **kwargs: Decision(proceed=True))
+    monkeypatch.setattr("ranum.guards.base.default_symptoms", lambda *args: ())
     result = damage.run("exponent bit, weight", 21, damage.EXPONENT, 0.4, reference)
     assert not result.seen
     assert not result.same
@@ -62,3 +61,15 @@ def test_two_processes_end_with_the_references_bits():
         assert result.seen
     assert processes._result(faults[0], None, plain).lost
     assert not processes._result(faults[1], ends[1], plain).same
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of fork, where threads are about
+def test_a_killed_run_that_is_resumed_ends_with_the_references_bits(tmp_path):
+    reference = killed._reference(lambda folder: killed.plain(folder, killed.Killer("", 0), None))
+    for phase in ("backward", "saving"):
+        result = killed.killed("plain", phase, 17, 9, reference)
+        assert result.same, phase
+        assert result.seen
+    other = [tensor + 1 for tensor in reference]
+    assert not killed.killed("plain", "forward", 17, None, other).same
