@@ -95,7 +95,7 @@ FIXES = {
         {"torch.log(p)": "torch.log(p + torch.finfo(p.dtype).eps)"},
     ),
     "16b": Fix(
-        "log(|p| + 1e-6)",
+        "log(abs(p) + 1e-6)",
         f"{STUDY}, 16c",
         {"tf.math.log(tf.abs(p))": "tf.math.log(tf.abs(p) + 1e-6)"},
     ),
