@@ -11,6 +11,7 @@ of the loader is killed instead, and nothing is started again.
 from __future__ import annotations
 
 import argparse
+import importlib
 import logging
 import math
 import os
@@ -308,6 +309,8 @@ def main() -> int:
     warnings.simplefilter("ignore")
     draw = random.Random(arguments.seed)
     ways = [arguments.way] if arguments.way else [*WAYS, "worker"]
+    if "lightning" in ways:
+        importlib.import_module("ranum.callbacks.pytorch_lightning")  # not in every process
     references = {
         "plain": lambda: _reference(lambda folder: plain(folder, Killer("", 0), None)),
         "lightning": lambda: _reference(lambda folder: lightning(folder, Killer("", 0), None)),
