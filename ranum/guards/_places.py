@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from ranum.errors import ArgumentError
 from ranum.guards._file_memory import FileMemory
-from ranum.guards._memory import Memory
+from ranum.guards._memory import Memory, own_part
 
 PLACES = ("auto", "device", "host", "disk")
 SHARE_OF_DEVICE = 0.25
@@ -72,6 +74,27 @@ def makers(place: str | Path, nbytes: Mapping[torch.device, int]) -> list[tuple[
         if fits
     ]
     return [(name, known[name]) for name in order or ["host"]]
+
+
+def expected_bytes(
+    live: Iterable[Tensor | None], optimizers: Iterable[Any], copies: int
+) -> dict[torch.device, int]:
+    """Of all snapshots together; an optimizer without state yet is taken for Adam.
+
+    Args:
+        live: Parameters and buffers.
+        optimizers: Whose state is copied too.
+        copies: Snapshots.
+    """
+    found: dict[torch.device, int] = {}
+    states = [entry for one in optimizers for entry in one.state.values()]
+    moments = [v for entry in states if isinstance(entry, dict) for v in entry.values()]
+    for tensor in (*live, *moments):
+        if isinstance(tensor, Tensor):
+            share = 1 if states or not tensor.requires_grad else 3
+            size = own_part(tensor).nbytes * share * copies
+            found[tensor.device] = found.get(tensor.device, 0) + size
+    return found
 
 
 def available_memory() -> int | None:

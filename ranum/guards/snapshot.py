@@ -20,18 +20,13 @@ from torch import Tensor, nn
 from ranum._untouched import RandomState, distinct, random_state, set_random_state
 from ranum.errors import ArgumentError, RanumError
 from ranum.guards._buffers import BufferCopies, buffers, tables
-from ranum.guards._memory import Copy, Memory, bad_names, fits, own_part
-from ranum.guards._places import Maker, checked_place, makers
+from ranum.guards._memory import Copy, Memory, bad_names, fits
+from ranum.guards._optimizer_copy import OptimizerCopy, same_objects
+from ranum.guards._places import Maker, checked_place, expected_bytes, makers
 from ranum.guards._settings import Settings, Stateful, own_copy
 from ranum.guards._shards import local, shard_again
 
 __all__ = ["Snapshots", "Stateful", "as_optimizers"]
-
-
-@dataclass(slots=True)
-class _OptimizerState:
-    groups: list[tuple[list[Tensor], dict[str, Any]]]
-    state: dict[Any, Any]
 
 
 @dataclass(slots=True)
@@ -44,7 +39,7 @@ class _Snapshot:
     buffers: list[tuple[dict[str, Any], str, Tensor | None, Copy | None]] = field(
         default_factory=list
     )
-    optimizers: list[_OptimizerState] = field(default_factory=list)
+    optimizers: list[OptimizerCopy] = field(default_factory=list)
     others: list[Any] = field(default_factory=list)
     random: RandomState | None = None
 
@@ -198,7 +193,10 @@ class Snapshots:
             (table, name, buffer, None if buffer is None else memory.store(buffer))
             for table, name, buffer in buffers(self._tables())
         ]
-        snapshot.optimizers = [self._saved(one, memory, known) for one in self.optimizers]
+        snapshot.optimizers = [
+            OptimizerCopy(one, memory, lambda value: self._copied(value, known))
+            for one in self.optimizers
+        ]
         snapshot.others = [self._copied(other.state_dict(), known) for other in self._others()]
         snapshot.random = random_state(self._devices)
         memory.flush()
@@ -243,10 +241,8 @@ class Snapshots:
             if copied is not None:
                 yield f"buffer {number} ({name})", copied
         for state in snapshot.optimizers:
-            for key, entries in state.state.items():
-                for name, value in entries.items() if isinstance(entries, dict) else ():
-                    if isinstance(value, Copy):
-                        yield f"{name} of {names.get(id(key), 'a parameter')}", value
+            for name, key, copied in state.copies():
+                yield f"{name} of {names.get(id(key), 'a parameter')}", copied
 
     def _slot(self) -> _Snapshot:
         if self._spare:
@@ -254,41 +250,10 @@ class Snapshots:
         if len(self._ring) >= self.keep:
             return self._ring.pop()
         if not self._makers:
-            self._makers = makers(self.to, self._expected_bytes())
+            live = [*self._parameters().values(), *(b for t in self._tables() for b in t.values())]
+            need = expected_bytes(live, self.optimizers, self.keep + 1)
+            self._makers = makers(self.to, need)
         return _Snapshot(self._makers[0][1]())
-
-    def _expected_bytes(self) -> dict[torch.device, int]:
-        """Of all snapshots together; an optimizer without state yet is taken for Adam."""
-        found: dict[torch.device, int] = {}
-        live = [*self._parameters().values(), *(b for t in self._tables() for b in t.values())]
-        states = [s for one in self.optimizers for s in one.state.values() if isinstance(s, dict)]
-        live += [value for state in states for value in state.values()]
-        for tensor in live:
-            if isinstance(tensor, Tensor):
-                share = 1 if states or not tensor.requires_grad else 3
-                size = own_part(tensor).nbytes * share * (self.keep + 1)
-                found[tensor.device] = found.get(tensor.device, 0) + size
-        return found
-
-    def _saved(self, optimizer: Any, memory: Memory, known: dict[int, Any]) -> _OptimizerState:
-        def save(value: Any) -> Any:
-            return memory.store(value) if isinstance(value, Tensor) else self._copied(value, known)
-
-        return _OptimizerState(
-            groups=[
-                (
-                    list(group["params"]),
-                    {name: save(value) for name, value in group.items() if name != "params"},
-                )
-                for group in optimizer.param_groups
-            ],
-            state={
-                key: {name: save(value) for name, value in entries.items()}
-                if isinstance(entries, dict)
-                else self._copied(entries, known)
-                for key, entries in optimizer.state.items()
-            },
-        )
 
     def _copied(self, value: Any, known: Mapping[int, Any]) -> Any:
         """A deep copy that does not copy parameters, the model or its optimizers."""
@@ -334,7 +299,7 @@ class Snapshots:
                 pairs.append((buffer, saved))
         known = {id(p): p for p, _ in snapshot.parameters.values()}
         for optimizer, state in zip(self.optimizers, snapshot.optimizers, strict=True):
-            self._load(optimizer, state, pairs, known)
+            pairs += state.load(optimizer, lambda value: self._copied(value, known))
         # `data`, not `detach`: with several optimizers a graph may still be waiting for its
         # backward pass, which would raise if it saw its parameters change.
         snapshot.memory.write_to((distinct(local(target.data)), copied) for target, copied in pairs)
@@ -358,42 +323,10 @@ class Snapshots:
         if changed:
             raise RanumError(f"parameters were replaced or added ({changed[0]!r}) {where}")
         trained = [[group["params"] for group in one.param_groups] for one in self.optimizers]
-        before = [[params for params, _ in state.groups] for state in snapshot.optimizers]
-        if not _same_objects(trained, before):
+        if not same_objects(trained, [state.trained for state in snapshot.optimizers]):
             raise RanumError(f"the parameter groups of an optimizer changed {where}")
         if len(snapshot.others) != len(self._others()):
             raise RanumError(f"the list of schedulers changed {where}")
-
-    def _load(
-        self,
-        optimizer: Any,
-        saved: _OptimizerState,
-        pairs: list[tuple[Tensor, Copy]],
-        known: Mapping[int, Any],
-    ) -> None:
-        def put(table: dict[str, Any], name: str, value: Any) -> None:
-            if not isinstance(value, Copy):
-                table[name] = self._copied(value, known)
-            elif fits(table.get(name), value.tensor):
-                pairs.append((table[name], value))
-            else:
-                table[name] = value.empty()
-                pairs.append((table[name], value))
-
-        for group, (_, values) in zip(optimizer.param_groups, saved.groups, strict=True):
-            for name, value in values.items():
-                put(group, name, value)
-        state = optimizer.state
-        for key in [key for key in state if key not in saved.state]:
-            del state[key]
-        for key, entries in saved.state.items():
-            if not isinstance(entries, dict) or not isinstance(state.get(key), dict):
-                state[key] = self._copied(entries, known) if not isinstance(entries, dict) else {}
-            if isinstance(entries, dict):
-                for name in [name for name in state[key] if name not in entries]:
-                    del state[key][name]
-                for name, value in entries.items():
-                    put(state[key], name, value)
 
     def drop_latest(self) -> None:
         """Forgets the newest snapshot of the ring (its state turned out bad); not the first."""
@@ -496,9 +429,3 @@ def as_optimizers(optimizers: Any) -> list[Any]:
 
 def _is_same(now: Tensor | None, then: Tensor, saved: Copy) -> bool:
     return now is then and fits(now, saved.tensor)
-
-
-def _same_objects(now: Any, then: Any) -> bool:
-    if isinstance(now, Tensor) or isinstance(then, Tensor):
-        return now is then
-    return len(now) == len(then) and all(map(_same_objects, now, then))
