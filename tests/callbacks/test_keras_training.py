@@ -217,7 +217,10 @@ def test_a_fault_that_does_not_come_again_is_run_again(tmp_path):
                 if len(asked) < 2:
                     return norms(tensors)
                 engine.norms = norms
-                return [one * np.nan for one in norms(tensors)]
+                found = norms(tensors)
+                return (
+                    [one * np.nan for one in found] if isinstance(found, list) else found * np.nan
+                )
 
             engine.norms = flipped
 

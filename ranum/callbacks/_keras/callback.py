@@ -368,7 +368,15 @@ class RanumCallback(keras.callbacks.Callback):  # type: ignore[misc]
         with session.contained("the guard"):
             decisions = guard.decide(epoch=self._epoch)
         for decision in decisions:
-            session.decision(decision)
+            if _is_news(decision):
+                session.decision(decision)
             if decision.stop:
                 self.model.stop_training = True
         return decisions
+
+
+def _is_news(decision: Decision) -> bool:
+    """False for the steps between two samples, whose panels would cost more than their guard."""
+    reading = decision.reading
+    is_sampled = reading is None or reading.is_sampled
+    return is_sampled or bool(decision.findings) or decision.incident is not None

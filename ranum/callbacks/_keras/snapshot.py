@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -96,8 +97,7 @@ class VariableSnapshots:
         if not floats:
             return []
         # A sum is the quickest look, and not finite if an element is not.
-        sums = [keras.ops.sum(keras.ops.cast(value, "float32")) for _, value in floats]
-        flags = keras.ops.convert_to_numpy(keras.ops.isfinite(keras.ops.stack(sums)))
+        flags = map(math.isfinite, self._step.engine.sums([value for _, value in floats]))
         return [
             path
             for (path, value), is_good in zip(floats, flags, strict=True)

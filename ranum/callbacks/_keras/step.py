@@ -26,12 +26,12 @@ class _Part:
 
     Attributes:
         layout: Names of what was measured.
-        numbers: Loss, norm, and the norms of single tensors.
+        numbers: Loss, norm, and the norms of single tensors, in a row.
         code: What became of it.
     """
 
     layout: RowLayout
-    numbers: list[Any]
+    numbers: Any
     code: Any
 
 
@@ -52,7 +52,7 @@ class _Step:
     targets: list[Any] = field(default_factory=list)
     parts: list[_Part] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
-    statistics: list[Any] = field(default_factory=list)
+    statistics: Any = None
     batch: list[Any] = field(default_factory=list)
 
 
@@ -85,15 +85,16 @@ class GuardedStep:
         self.engine = self._module.Engine(model)
         self.layout = RowLayout()
         self._train_step = model.train_step
+        found = [getattr(model, "optimizer", None), *vars(model).values()]
+        several = {id(one): one for one in found if isinstance(one, keras.optimizers.Optimizer)}
+        self._optimizers = list(several.values())
         self._local = threading.local()
 
     # --- what there is -----------------------------------------------------------------------
 
     def optimizers(self) -> list[Any]:
         """Of the model, and those that a model of several has among its attributes."""
-        found = [getattr(self.model, "optimizer", None), *vars(self.model).values()]
-        unique = {id(one): one for one in found if isinstance(one, keras.optimizers.Optimizer)}
-        return list(unique.values())
+        return self._optimizers
 
     def besides(self) -> list[Any]:
         """Variables that a step changes before or without its optimizer."""
@@ -272,9 +273,9 @@ class GuardedStep:
         numbers, code = engine.gate(
             loss,
             engine.norms([gradient for gradient, _ in present]),
-            [*engine.norms(variables), *(step.statistics if first else [])],
+            engine.joined([engine.norms(variables), *([step.statistics] if first else [])]),
             scale=None if scale is None else engine.number(scale),
-            batch=[] if scale is None else engine.norms(step.batch),
+            batch=None if scale is None else engine.norms(step.batch),
             apply=lambda updates: plain(list(updates), variables),
             updates=gradients,
             before=None if first else step.parts[-1].code,
@@ -295,26 +296,24 @@ class GuardedStep:
             return self.engine.number(step.targets[-1]), True
         return self.engine.number(0.0), False
 
-    def _joined(self, parts: Sequence[_Part]) -> tuple[RowLayout, list[Any], Any]:
+    def _joined(self, parts: Sequence[_Part]) -> tuple[RowLayout, Any, Any]:
         """One row of all calls of optimizers."""
         if len(parts) == 1:
             return parts[0].layout, parts[0].numbers, parts[0].code
         layout = RowLayout(has_loss=parts[-1].layout.has_loss)
-        gradients: list[Any] = []
-        weights: list[Any] = []
-        statistics: list[Any] = []
+        gradients, weights, statistics = [], [], []
         for part in parts:
             middle = 2 + len(part.layout.gradients)
             end = middle + len(part.layout.weights)
-            gradients += part.numbers[2:middle]
-            weights += part.numbers[middle:end]
-            statistics += part.numbers[end:]
+            gradients.append(part.numbers[2:middle])
+            weights.append(part.numbers[middle:end])
+            statistics.append(part.numbers[end:])
             layout.gradients += part.layout.gradients
             layout.weights += part.layout.weights
             layout.statistics += part.layout.statistics
-        total = self.engine.root([part.numbers[1] for part in parts])
-        head = [parts[-1].numbers[0], total]
-        return layout, [*head, *gradients, *weights, *statistics], parts[-1].code
+        total = self.engine.root([part.numbers[1:2] for part in parts])
+        row = [parts[-1].numbers[:1], total, *gradients, *weights, *statistics]
+        return layout, self.engine.joined(row), parts[-1].code
 
 
 @contextmanager

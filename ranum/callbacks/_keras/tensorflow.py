@@ -43,6 +43,7 @@ class Engine:
         self._factor = tf.Variable(1.0, trainable=False, dtype=tf.float32)
         self._number = tf.Variable(0, trainable=False, dtype=tf.int64)
         self._rows: Any = None
+        self._sums = tf.function(_sums, reduce_retracing=True)
         self._seen = 0
 
     # --- the host's side --------------------------------------------------------------------
@@ -98,9 +99,20 @@ class Engine:
         """Values of now; the memory is shared until a variable is written to."""
         return [tf.convert_to_tensor(variable.value) for variable in variables]
 
-    def norms(self, tensors: Sequence[Any]) -> list[Any]:
-        """L2 norm of each, `[]`, float32."""
-        return [_norm(tensor) for tensor in tensors]
+    def norms(self, tensors: Sequence[Any]) -> Any:
+        """L2 norm of each, `[N]`, float32."""
+        if not tensors:
+            return tf.zeros([0])
+        return tf.sqrt(2.0 * tf.stack([_half_square(tensor) for tensor in tensors]))
+
+    def joined(self, vectors: Sequence[Any]) -> Any:
+        """One vector of several."""
+        return tf.concat(list(vectors), 0)
+
+    def sums(self, tensors: Sequence[Any]) -> list[float]:
+        """The sum of each, in one read."""
+        found: list[float] = self._sums(list(tensors)).numpy().tolist()
+        return found
 
     def number(self, value: Any) -> Any:
         """As a scalar `[]`, float32."""
@@ -115,36 +127,37 @@ class Engine:
     def gate(
         self,
         loss: Any,
-        gradients: Sequence[Any],
-        state: Sequence[Any],
+        gradients: Any,
+        state: Any,
         *,
         scale: Any,
-        batch: Sequence[Any] = (),
+        batch: Any = None,
         apply: Callable[[Any], Any],
         updates: Any,
         before: Any,
-    ) -> tuple[list[Any], Any]:
+    ) -> tuple[Any, Any]:
         """Applies updates if they are good.
 
         Args:
             loss: Of the batch, `[]`.
-            gradients: Norms of the gradients, `[]`.
-            state: Norms of weights and statistics, `[]`.
+            gradients: Norms of the gradients, `[N]`.
+            state: Norms of weights and statistics, `[M]`.
             scale: What the loss has been multiplied by, `[]`; None if it has not.
-            batch: Norms of the inputs, `[]`: not finite, a smaller scale will not help.
+            batch: Norms of the inputs, `[K]`, if they matter: where they are not finite, a smaller
+                scale will not help.
             apply: Applies updates.
             updates: Gradients.
             before: What earlier updates of this step have come to, `[]`; None if there are none.
 
         Returns:
-            Loss, norm, gradients and state as one would read them of all replicas; and
+            Loss, norm, gradients and state as one would read them of all replicas, `[2+N+M]`; and
             what became of the step, `[]`.
         """
-        sizes = len(gradients)
-        numbers = tf.stack([loss, *gradients, *state])
+        sizes = int(gradients.shape[0])
+        numbers = tf.concat([loss[None], gradients, state], 0)
         scale = tf.constant(1.0) if scale is None else scale
-        if batch:
-            is_fine_batch = tf.reduce_all(tf.math.is_finite(tf.stack(list(batch))))
+        if batch is not None:
+            is_fine_batch = tf.reduce_all(tf.math.is_finite(batch))
             can_scale = tf.logical_and(is_fine_batch, scale > 1.0)
         else:
             can_scale = scale > 1.0
@@ -166,7 +179,7 @@ class Engine:
         if not self.is_distributed:
             merged, code = decide(numbers, scale, can_scale, before)
             self._when(code != WITHHELD, lambda: apply(updates))
-            return _scalars(merged), code
+            return merged, code
         context = tf.distribute.get_replica_context()
 
         def across(strategy: Any, given: Any) -> Any:
@@ -191,17 +204,23 @@ class Engine:
         merged, code = context.merge_call(
             across, args=((numbers, scale, can_scale, before, updates),)
         )
-        return _scalars(merged), code
+        return merged, code
 
-    def judge(self, loss: Any, state: Sequence[Any]) -> tuple[list[Any], Any]:
+    def judge(self, loss: Any, state: Any) -> tuple[Any, Any]:
         """As `gate`, of a step that applied nothing."""
         return self.gate(
-            loss, [], state, scale=None, apply=lambda updates: None, updates=[], before=None
+            loss,
+            tf.zeros([0]),
+            state,
+            scale=None,
+            apply=lambda updates: None,
+            updates=[],
+            before=None,
         )
 
     def finish(
         self,
-        row: Sequence[Any],
+        row: Any,
         code: Any,
         *,
         variables: Sequence[Any],
@@ -212,7 +231,7 @@ class Engine:
         """Writes the row down; after a withheld step, puts variables back.
 
         Args:
-            row: Loss, norm, and the norms of single tensors, `[]`.
+            row: Loss, norm, and the norms of single tensors, `[2+N+M]`.
             code: What became of the step, `[]`.
             variables: What the step has changed.
             copies: Its values from before.
@@ -222,7 +241,7 @@ class Engine:
         Returns:
             The logs: of the metrics after they were put back, where these are theirs.
         """
-        self._make_room(2 + len(row))
+        self._make_room(2 + int(row.shape[0]))
         if not self.is_distributed:
             self._note(row, code)
             return self._put_back(
@@ -246,8 +265,8 @@ class Engine:
         return {**logs, **{name: now[name] for name in _common(logs, now)}}
 
     def root(self, totals: Sequence[Any]) -> Any:
-        """The norm of norms, `[]`."""
-        return tf.sqrt(tf.reduce_sum(tf.square(tf.stack(list(totals)))))
+        """The norm of norms, `[1]`."""
+        return tf.sqrt(tf.reduce_sum(tf.square(tf.concat(list(totals), 0))))[None]
 
     def _put_back(
         self,
@@ -281,10 +300,10 @@ class Engine:
             with tf.init_scope():
                 self._rows = tf.Variable(tf.zeros([self._executions, width]), trainable=False)
 
-    def _note(self, row: Sequence[Any], code: Any) -> None:
+    def _note(self, row: Any, code: Any) -> None:
         place = self._number % self._executions
         number = tf.cast(self._number.assign_add(1) % _ROUND, tf.float32)
-        line = tf.stack([number, code, *row])
+        line = tf.concat([tf.stack([number, code]), row], 0)
         if self._executions == 1:
             self._rows.assign(line[None])
         else:
@@ -309,15 +328,15 @@ def _after(number: float, seen: int) -> bool:
     return number > 0 and 0 < (number - seen) % _ROUND < _ROUND // 2
 
 
-def _norm(tensor: Any) -> Any:
+def _half_square(tensor: Any) -> Any:
     if isinstance(tensor, tf.IndexedSlices):
         tensor = tensor.values
     tensor = tf.convert_to_tensor(getattr(tensor, "value", tensor))
-    return tf.sqrt(2.0 * tf.nn.l2_loss(tf.cast(tensor, tf.float32)))
+    return tf.nn.l2_loss(tf.cast(tensor, tf.float32))
 
 
-def _scalars(vector: Any) -> list[Any]:
-    return list(tf.unstack(vector, num=vector.shape[0]))
+def _sums(tensors: list[Any]) -> Any:
+    return tf.stack([tf.reduce_sum(tf.cast(tensor, tf.float32)) for tensor in tensors])
 
 
 def _common(logs: Any, results: Any) -> list[str]:

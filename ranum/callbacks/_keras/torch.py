@@ -85,6 +85,16 @@ class Engine:
         with torch.no_grad():
             return list(torch._foreach_norm(plain, 2)) if plain else []
 
+    def joined(self, vectors: Sequence[Any]) -> list[Any]:
+        """One list of several."""
+        return [one for vector in vectors for one in vector]
+
+    def sums(self, tensors: Sequence[Tensor]) -> list[float]:
+        """The sum of each, in one read."""
+        device = tensors[0].device
+        found: list[float] = torch.stack([one.float().sum().to(device) for one in tensors]).tolist()
+        return found
+
     def number(self, value: Any) -> Tensor:
         """As a scalar `[]`, float32."""
         value = getattr(value, "value", value)
@@ -103,7 +113,7 @@ class Engine:
         state: Sequence[Any],
         *,
         scale: Any,
-        batch: Sequence[Any] = (),
+        batch: Any = None,
         apply: Callable[[Any], Any],
         updates: Any,
         before: Any,
@@ -117,10 +127,10 @@ class Engine:
         by = 1.0 if scale is None else values.pop()
         end = 1 + len(gradients)
         norms = [norm / by for norm in values[1:end]]
-        total = self.root(norms)
+        total = _root(norms)
         code = TAKEN
         if not (math.isfinite(total) and total <= self._bound):
-            can_scale = by > 1 and all(bool(norm.isfinite()) for norm in batch)
+            can_scale = by > 1 and all(bool(norm.isfinite()) for norm in batch or ())
             code = SCALING if can_scale and not math.isfinite(total) else WITHHELD
         if before == WITHHELD or not all(map(math.isfinite, [values[0], *values[end:]])):
             code = WITHHELD
@@ -158,7 +168,12 @@ class Engine:
             return logs
         return {name: now.get(name, value) for name, value in logs.items()}
 
-    def root(self, totals: Sequence[float]) -> float:
-        """The norm of norms; NaN if one is NaN."""
-        total = math.hypot(*totals)
-        return math.nan if math.isinf(total) and any(map(math.isnan, totals)) else total
+    def root(self, totals: Sequence[list[float]]) -> list[float]:
+        """The norm of norms, alone in a list."""
+        return [_root(self.joined(totals))]
+
+
+def _root(norms: Sequence[float]) -> float:
+    """The norm of norms; NaN if one is NaN."""
+    total = math.hypot(*norms)
+    return math.nan if math.isinf(total) and any(map(math.isnan, norms)) else total
