@@ -208,6 +208,14 @@ class GuardedStep:
             statistics=engine.norms(looked_at),
             batch=[one for one in keras.tree.flatten(data) if _is_float(one)],
         )
+        try:
+            return self._covered(data, step, kept, copies)
+        except Exception:
+            engine.undo(kept, copies)
+            raise
+
+    def _covered(self, data: Any, step: _Step, kept: Sequence[Any], copies: Sequence[Any]) -> Any:
+        engine = self.engine
         self._local.step = step
         try:
             with self._module.losses_noted(step.targets):

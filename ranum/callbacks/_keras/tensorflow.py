@@ -99,6 +99,12 @@ class Engine:
         """Values of now; the memory is shared until a variable is written to."""
         return [tf.convert_to_tensor(variable.value) for variable in variables]
 
+    def undo(self, variables: Sequence[Any], copies: Sequence[Any]) -> None:
+        """Puts variables back after a step that ran eagerly; tracing changes nothing."""
+        if tf.executing_eagerly() and not self.is_distributed:
+            for variable, value in zip(variables, copies, strict=True):
+                variable.value.assign(value)
+
     def norms(self, tensors: Sequence[Any]) -> Any:
         """L2 norm of each, `[N]`, float32."""
         if not tensors:

@@ -85,6 +85,13 @@ class Engine:
         with torch.no_grad():
             return list(torch._foreach_norm(plain, 2)) if plain else []
 
+    def undo(self, variables: Sequence[Any], copies: Sequence[Tensor]) -> None:
+        """Puts variables and random numbers back to where `copies` found them."""
+        with torch.no_grad():
+            for variable, value in zip(variables, copies, strict=True):
+                variable.value.copy_(value)
+        self.set_random(self._random)
+
     def joined(self, vectors: Sequence[Any]) -> list[Any]:
         """One list of several."""
         return [one for vector in vectors for one in vector]
@@ -159,10 +166,7 @@ class Engine:
         self._rows.append([float(self._number), code, *row])
         if code != WITHHELD:
             return logs
-        with torch.no_grad():
-            for variable, value in zip(variables, copies, strict=True):
-                variable.value.copy_(value)
-        self.set_random(self._random)
+        self.undo(variables, copies)
         now = results()
         if not isinstance(logs, dict):
             return logs
