@@ -147,6 +147,17 @@ def test_shrinking_weights(size, step):
     assert (found.step if found else None) == step
 
 
+@pytest.mark.parametrize(("symptom", "ratio"), [(SmallUpdate(), 1e-7), (LargeUpdate(), 1.0)])
+def test_updates_are_not_judged_without_a_loss(symptom, ratio):
+    window = Window()
+    for reading in run_of(20, lambda _: {}):
+        window.add(reading)
+    window.reset(0)  # the start stays known, the losses do not
+    for step in range(0, 100, 10):
+        window.add(sample(step, None, **updates(ratio, ratio, ratio)))
+        assert symptom.check(window) is None
+
+
 # --- not learning --------------------------------------------------------------------------
 
 

@@ -257,11 +257,10 @@ class TorchReader:
             seen = self._take(step)
         watched = [(name, tensor) for name, tensor in buffers if name not in self._masks]
         layers = [*grad_norms, *weight_norms, *_norms([tensor for _, tensor in watched])]
-        extras = seen.tensors()
         try:
-            values = _host([*scalars.values(), *layers, *extras])
+            values = _host([*scalars.values(), *layers, *seen.tensors()])
         except Exception as error:
-            if not extras:
+            if not sampled:
                 raise
             self._give_up(error)
             seen = _Seen()
@@ -389,7 +388,11 @@ class TorchReader:
 
     def _copy_parts(self) -> _Pairs:
         """Some elements of each weight as they are before this step changes them."""
-        return {name: (weight, _part(weight).clone()) for name, weight in self._trained()}
+        weights = dict(self._trained())
+        if not weights:
+            return {}
+        copies = torch._foreach_mul([_part(weight.detach()) for weight in weights.values()], 1.0)
+        return dict(zip(weights, zip(weights.values(), copies, strict=True), strict=True))
 
     def _change(self) -> _Pairs:
         """How far these elements have moved, and how large they were."""
@@ -483,7 +486,7 @@ class TorchReader:
         if self._samples < FIRST_SAMPLES:
             statistics.spread = _spread(tensor)
         if name in self._running and name not in self._normalizations:
-            self._normalizations[name] = _compared(module, args[0], *self._running[name])
+            self._normalizations[name] = _mixed(module, args[0], *self._running[name])
         if name in self._statistics:
             self._statistics[name].merge(statistics)
         else:
@@ -502,9 +505,23 @@ class TorchReader:
 
 @dataclass(frozen=True, slots=True)
 class _Normalization:
-    """A batch against the running statistics before it: shift and ratio, medians."""
+    """A batch against the running statistics before it, `[C]` each.
 
-    numbers: tuple[Tensor, Tensor]
+    Attributes:
+        mean: Difference of the means, times `momentum` where the module has mixed them.
+        variance: The same for the variances.
+        before: Running variance.
+        eps: Of the module.
+        share: Of the differences that is in `mean` and `variance`.
+        momentum: As in `NormalizationReading`.
+        count: Values per channel.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    before: Tensor
+    eps: float
+    share: float
     momentum: float
     count: int
 
@@ -528,7 +545,7 @@ class _Seen:
             *(number for one in self.statistics.values() for number in one.numbers().values()),
             *(() if self.given is None else self.given.numbers.values()),
             *(number for term in self.terms for number in term.numbers),
-            *(number for one in self.normalizations.values() for number in one.numbers),
+            *_compared(list(self.normalizations.values())),
             *(number for pair in self.changes.values() for number in pair),
             *(number for pair in self.alike.values() for number in pair),
         ]
@@ -610,7 +627,7 @@ def _input(name: str, module: nn.Module, args: Any) -> _Input | None:
     return _Input(name, isinstance(module, _NORMALIZATIONS), numbers)
 
 
-def _compared(module: nn.Module, given: Tensor, mean: Tensor, variance: Tensor) -> _Normalization:
+def _mixed(module: nn.Module, given: Tensor, mean: Tensor, variance: Tensor) -> _Normalization:
     """A batch `[N, C, ...]` against the running statistics `[C]` before it."""
     assert isinstance(module, _BATCH_NORMS)
     # None means the average of all batches so far: noisy at first, as it has to be.
@@ -620,17 +637,18 @@ def _compared(module: nn.Module, given: Tensor, mean: Tensor, variance: Tensor) 
         # The module has just mixed the batch's statistics in: they can be had for nothing.
         assert module.running_mean is not None
         assert module.running_var is not None
-        batch_mean = mean + (module.running_mean - mean) / momentum
-        batch_variance = variance + (module.running_var - variance) / momentum
+        share, batch_mean, batch_variance = momentum, module.running_mean, module.running_var
     else:
         dims = [dim for dim in range(given.ndim) if dim != 1]
-        batch_variance, batch_mean = torch.var_mean(given.detach().float(), dims)
-    shift = (batch_mean - mean).abs() / (variance + module.eps).sqrt()
-    ratio = (batch_variance.clamp(min=0) + module.eps) / (variance + module.eps)
+        share, (batch_variance, batch_mean) = 1.0, torch.var_mean(given.detach().float(), dims)
     return _Normalization(
-        (shift.float().median(), ratio.float().median()),
-        _LEAST_MOMENTUM if is_average else momentum,
-        given.numel() // max(1, given.shape[1]),
+        mean=batch_mean - mean,
+        variance=batch_variance - variance,
+        before=variance,
+        eps=module.eps,
+        share=share,
+        momentum=_LEAST_MOMENTUM if is_average else momentum,
+        count=given.numel() // max(1, given.shape[1]),
     )
 
 
@@ -640,6 +658,24 @@ def gradient_norm(optimizer: Any) -> float:
     _, gradients = _gradients(_stepped(optimizer))
     norm = _total(_host(_norms(gradients)))
     return norm if math.isfinite(norm) else _scaled_norm(gradients, norm)
+
+
+def _compared(all_of_them: Sequence[_Normalization]) -> list[Tensor]:
+    """Shift and ratio of each, medians over channels; fused, for there may be many."""
+    if not all_of_them:
+        return []
+    eps = [one.eps for one in all_of_them]
+    factors = [1 / one.share for one in all_of_them]
+    scales = torch._foreach_add([one.before for one in all_of_them], eps)
+    shifts = torch._foreach_mul([one.mean for one in all_of_them], factors)
+    shifts = torch._foreach_div(torch._foreach_abs(shifts), torch._foreach_sqrt(scales))
+    ratios = torch._foreach_mul([one.variance for one in all_of_them], factors)
+    ratios = torch._foreach_maximum(torch._foreach_add(ratios, scales), eps)
+    ratios = torch._foreach_div(ratios, scales)
+    medians = [
+        (a.float().median(), b.float().median()) for a, b in zip(shifts, ratios, strict=True)
+    ]
+    return [number for pair in medians for number in pair]
 
 
 def _stepped(optimizer: Any) -> list[Tensor]:

@@ -69,7 +69,9 @@ class LargeUpdate(Symptom):
         start = window.start
         if start is None or len(window.samples) < self.patience or not start.first:
             return None
-        progress = (start.first - median(window.losses.last(32))) / abs(start.first)
+        if not (recent := window.losses.last(32)):
+            return None
+        progress = (start.first - median(recent)) / abs(start.first)
         if progress >= self.progress:
             return None
         ratios = [_ratio(sample) for sample in window.samples]

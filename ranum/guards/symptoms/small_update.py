@@ -69,12 +69,6 @@ class SmallUpdate(Symptom):
         samples, start = window.samples, window.start
         if start is None or len(samples) <= self.patience or samples[0].step > START:
             return None
-        recent = window.losses.last(32)
-        progress = (start.median - median(recent)) / start.scale
-        # Of the difference between two medians; 1.25 is what a median's error is over a mean's.
-        error = 1.25 * pstdev(recent) * math.sqrt(1 / START + 1 / len(recent)) / start.scale
-        if progress >= self.progress + 2 * error:
-            return None
         ratios = []
         for sample in samples[1:]:
             changed = [update for update in sample.updates.values() if update]
@@ -83,6 +77,13 @@ class SmallUpdate(Symptom):
             ratios.append(ratio)
         rates = [sample.learning_rate for sample in samples[-self.patience :]]
         if rates[0] is not None and rates[-1] is not None and rates[-1] > rates[0]:
+            return None
+        if not (recent := window.losses.last(32)):
+            return None
+        progress = (start.median - median(recent)) / start.scale
+        # Of the difference between two medians; 1.25 is what a median's error is over a mean's.
+        error = 1.25 * pstdev(recent) * math.sqrt(1 / START + 1 / len(recent)) / start.scale
+        if progress >= self.progress + 2 * error:
             return None
         return self.find(
             window,
