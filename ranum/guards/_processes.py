@@ -87,6 +87,27 @@ def _reduced(value: float, how: Any) -> float:
 
 
 @contextmanager
+def exchanges() -> Iterator[list[bool]]:
+    """Whether a step exchanges gradients: a list with an entry for each replica's forward pass.
+
+    A framework may run the wrapped module itself again (Lightning); the gradients are this
+    process's own then.
+    """
+    usual: Callable[..., Any] = DistributedDataParallel.forward
+    seen: list[bool] = []
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.append(True)
+        return usual(self, *args, **kwargs)
+
+    DistributedDataParallel.forward = forward  # type: ignore[method-assign]
+    try:
+        yield seen
+    finally:
+        DistributedDataParallel.forward = usual  # type: ignore[method-assign]
+
+
+@contextmanager
 def alone() -> Iterator[None]:
     """Replicas run without talking to each other, for a step that is run again.
 

@@ -77,6 +77,8 @@ class Source:
             set_random_state(self._random)
             for generator, state in zip(self._generators, self._states, strict=True):
                 generator.set_state(state)
+            if hasattr(self._loader, "_num_iter_calls"):  # Fabric's, by which samplers shuffle
+                self._loader._num_iter_calls -= 1
             batches = iter(self._loader)
             for _ in range(self._count):
                 next(batches)

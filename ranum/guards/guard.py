@@ -507,11 +507,18 @@ class Guard(GuardBase):
         # Collective where processes share gradients: all run the step again, or none does.
         if not self._agree(can_run and all(replay is not None for replay in replays)):
             return False
-        with untouched(self.model), eager(), torch.enable_grad():
+        with (
+            untouched(self.model),
+            eager(),
+            torch.enable_grad(),
+            processes.exchanges() as exchanged,
+        ):
             for replay in replays:
                 if replay is not None:
                     replay()
             again = gradient_norm(self.optimizers)
+        if processes.is_shared() and not exchanged and not self._is_sharded:
+            return False  # this process's own gradients say nothing about those of all
         return norm is not None and not math.isclose(norm, again, rel_tol=SAME_NORM)
 
     @property

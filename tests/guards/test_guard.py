@@ -571,6 +571,23 @@ def test_a_huge_gradient_that_does_not_come_again_is_retried(is_repeatable):
         assert incidents[0].detail == "the step had ordinary gradients when it was run again"
 
 
+def test_own_gradients_say_nothing_about_those_of_all_processes(monkeypatch):
+    """As under Lightning, where a replay does not go through the replicas."""
+    run = Run(remedies=[Retry(), Skip()], symptoms=None)
+    for name, value in (("is_shared", lambda: True), ("agree", lambda answer: answer)):
+        monkeypatch.setattr(guard_module.processes, name, value)
+    monkeypatch.setattr(guard_module.processes, "gathered", lambda value: [value])
+    run.guard._reduce = lambda answer: answer
+    weight = next(run.model.parameters())
+    handle = weight.register_hook(lambda g: g * 1e20 if run.guard.current_step == 9 else g)
+    for x, y in run.guard.batches([batch(i) for i in range(12)]):
+        with run.guard.step((x, y)) as step:
+            step.backward(lambda x=x, y=y: F.cross_entropy(run.model(x), y))
+            if run.guard.current_step == 9:
+                handle.remove()
+    assert [i.action for i in run.guard.history.incidents] == ["skip"]
+
+
 def test_the_older_fsdp_is_refused():
     from torch.distributed.fsdp import FullyShardedDataParallel
 
