@@ -32,8 +32,10 @@ class DyingReLU(Symptom):
 
     Known misses:
         Rectifiers called as functions. A dead branch beside a skip connection, while the rest
-        learns. Units that die after the loss has fallen. Runs resumed from a checkpoint,
-        whose start was not seen. With very small batches the share is larger by nature.
+        learns. Units that die after the loss has fallen, or while it blows up: its way back from
+        there counts as progress (one run of five at a rate of 3 with momentum). Runs resumed from
+        a checkpoint, whose start was not seen. With very small batches the share is larger by
+        nature.
 
     Remedies:
         A lower learning rate, LeakyReLU, ELU or SELU, BatchNorm before the rectifier, a He
