@@ -31,6 +31,7 @@ from ranum.callbacks._remedies import InsertClip
 from ranum.callbacks._session import Session
 from ranum.callbacks._steps import MicroBatch, Step, StepLog, loss_of, nothing
 from ranum.errors import MissingExtraError, RanumWarning
+from ranum.guards._places import checked_place
 from ranum.guards.guard import Decision, Guard
 from ranum.guards.recovery import ClipGradients, Remedy, Retry, Rollback, Skip
 from ranum.guards.symptoms import Symptom, default_symptoms
@@ -73,6 +74,8 @@ class RanumCallback(TrainerCallback):
         sample_every: Steps between readings of per-layer statistics.
         snapshot_every: Steps between snapshots for going back to; "auto" lets them take at most
             1 % of the training time.
+        snapshot_to: Where they are kept: "auto", by what is free, "device", "host", "disk" or a
+            folder.
         confirm_seconds: Time for proving defects by failing inputs, wall clock; 0 proves none.
         log_dir: Where the report goes; "ranum_report" in the `output_dir` if None.
         verbose: Tell the story in the terminal.
@@ -90,6 +93,7 @@ class RanumCallback(TrainerCallback):
         symptoms: Sequence[Symptom] | None = None,
         sample_every: int = 10,
         snapshot_every: int | str = 50,
+        snapshot_to: str = "auto",
         confirm_seconds: float = 10.0,
         log_dir: str | Path | None = None,
         verbose: bool = True,
@@ -100,6 +104,7 @@ class RanumCallback(TrainerCallback):
         self.symptoms = symptoms_option(symptoms)
         self.sample_every = steps_option("sample_every", sample_every)
         self.snapshot_every = interval_option("snapshot_every", snapshot_every)
+        self.snapshot_to = checked_place(snapshot_to)
         self.confirm_seconds = seconds_option("confirm_seconds", confirm_seconds)
         self.log_dir = path_option("log_dir", log_dir)
         self.verbose = bool(verbose)
@@ -395,6 +400,7 @@ class RanumCallback(TrainerCallback):
             remedies=[make[name]() for name in allowed],
             sample_every=self.sample_every,
             snapshot_every=self.snapshot_every,
+            snapshot_to=self.snapshot_to,
             schedulers=[self._scheduler],
             scaler=self._scaler,
             strict=self.strict,

@@ -36,6 +36,7 @@ from ranum.callbacks._restart import Restart
 from ranum.callbacks._session import Session, checked
 from ranum.callbacks._trials import Trials, has_choice_of_batch_size, saved_state
 from ranum.errors import ArgumentError, MissingExtraError, RanumWarning
+from ranum.guards._places import checked_place
 from ranum.guards.guard import Guard
 from ranum.guards.recovery import ClipGradients, Fault, Remedy, Retry, Rollback, Skip
 from ranum.guards.symptoms import Symptom, codes_of, default_symptoms
@@ -95,6 +96,8 @@ class GuardCallback:
         sample_every: Steps between readings of per-layer statistics.
         snapshot_every: Steps between snapshots for going back to; "auto" lets them take at most
             1 % of the training time.
+        snapshot_to: Where they are kept: "auto", by what is free, "device", "host", "disk" or a
+            folder.
         confirm_seconds: Time for proving defects by failing inputs, wall clock; 0 proves none.
         training_seconds: Time for training runs into the defects that fail for some weights
             only, with the run's own optimizer, if it has one; 0 looks for none.
@@ -117,6 +120,7 @@ class GuardCallback:
         symptoms: Sequence[Symptom] | None = None,
         sample_every: int = 10,
         snapshot_every: int | Literal["auto"] = 50,
+        snapshot_to: str = "auto",
         confirm_seconds: float = 10.0,
         training_seconds: float = 0.0,
         log_dir: str | None = None,
@@ -137,6 +141,7 @@ class GuardCallback:
         self.symptoms = symptoms_option(symptoms)
         self.sample_every = steps_option("sample_every", sample_every)
         self.snapshot_every = interval_option("snapshot_every", snapshot_every)
+        self.snapshot_to = checked_place(snapshot_to)
         self.confirm_seconds = seconds_option("confirm_seconds", confirm_seconds)
         self.training_seconds = seconds_option("training_seconds", training_seconds)
         self.log_dir = path_option("log_dir", log_dir)
@@ -453,6 +458,7 @@ class GuardCallback:
             act_on=self.act_on,
             sample_every=self.sample_every,
             snapshot_every=self.snapshot_every,
+            snapshot_to=self.snapshot_to,
             schedulers=[config.scheduler for config in trainer.lr_scheduler_configs],
             scaler=getattr(trainer.precision_plugin, "scaler", None),
             strict=self.strict,

@@ -212,6 +212,7 @@ def test_the_loggers_writer_is_used(pl, tmp_path):
         ({"on_fault": "skip"}, "on_fault must be a sequence of names"),
         ({"sample_every": 0}, "sample_every must be a whole number of at least 1; got 0"),
         ({"snapshot_every": 2.5}, "snapshot_every must be a whole number"),
+        ({"snapshot_to": "moon"}, "snapshot_to must be one of .* or a folder that exists"),
         ({"search": {"learning_rate": 1}}, "search must be a SearchSpace or None"),
         ({"symptoms": ["NaN"]}, "symptoms must be a sequence of symptoms or None"),
         ({"confirm_seconds": -1}, "confirm_seconds must be 0 or more seconds; got -1"),
@@ -639,7 +640,7 @@ def test_no_checkpoint_holds_a_weight_that_was_damaged_at_rest(pl, tmp_path, opt
         return all(bool(tensor.isfinite().all()) for tensor in saved["state_dict"].values())
 
     assert not all(map(is_finite, run(Flip())))
-    guard = callback(pl, analyze="off", snapshot_every=2)
+    guard = callback(pl, analyze="off", snapshot_every=2, snapshot_to="disk")
     saved = run(Flip(), guard)
     assert saved
     assert all(map(is_finite, saved))
