@@ -423,7 +423,8 @@ class GuardBase:
     def _act_on_warnings(self, findings: tuple[Finding, ...], reading: Reading) -> Decision:
         """Lets the remedies act on warnings of `act_on`; the step is taken if none fits."""
         for finding in findings:
-            if finding.code not in self._act_on:
+            # Of several processes each has layers' readings of its own, and would act alone.
+            if finding.code not in self._act_on or self._is_shared():
                 continue
             outcome = self._apply(
                 Fault(finding=finding, reading=reading, step=reading.step, epoch=reading.epoch)

@@ -72,7 +72,8 @@ class Guard(GuardBase):
             "clip_gradients", "rollback", "stop"), which is the default. When none fits, training
             stops.
         act_on: Codes or names of symptoms whose warnings the remedies act on as well; the built-in
-            ones leave them alone, see `ranum.RanumCallback` for one that does not.
+            ones leave them alone, see `ranum.RanumCallback` for one that does not. In one process
+            only.
         sample_every: Steps between two measurements of every layer.
         snapshot_every: Steps between two snapshots, taken only while training goes well. "auto"
             times the first ones, and lets them take at most 1 % of the training time, every 10 to

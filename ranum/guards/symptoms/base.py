@@ -333,6 +333,13 @@ def _start(losses: list[float]) -> Start:
     return Start(level, max(abs(level), 3 * spread) or 1.0, crosses, first, middle)
 
 
+def so_far(progress: float) -> str:
+    """How far the loss has come, in words: the progress of `Window.progress`."""
+    if progress < -1:
+        return "the loss is far above its start"
+    return f"the loss has made {progress:.0%} of its way"
+
+
 @dataclass(frozen=True, slots=True)
 class Symptom:
     """A rule over readings; its fields are its thresholds.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from ranum.guards.symptoms.base import Symptom, Window, register
+from ranum.guards.symptoms.base import Symptom, Window, register, so_far
 from ranum.guards.types import Finding, Severity
 
 
@@ -83,8 +83,7 @@ class DyingReLU(Symptom):
         others = f" ({len(dying) - 1} more rectifier(s) likewise)" if len(dying) > 1 else ""
         return self.find(
             window,
-            f"{share:.0%} of the units of {where} are dead{others}, and the loss has made "
-            f"{progress:.0%} of its way.",
+            f"{share:.0%} of the units of {where} are dead{others}, and {so_far(progress)}.",
             where=where,
             dead=share,
             progress=progress,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from ranum.guards.symptoms.base import Symptom, Window, register
+from ranum.guards.symptoms.base import Symptom, Window, register, so_far
 from ranum.guards.types import Finding, Severity
 
 
@@ -75,8 +75,8 @@ class SaturatedActivation(Symptom):
         others = f" ({len(found) - 1} more activation(s) likewise)" if len(found) > 1 else ""
         return self.find(
             window,
-            f"{share:.0%} of the outputs of {where} lie at the ends of its range{others}, and the "
-            f"loss has made {progress:.0%} of its way.",
+            f"{share:.0%} of the outputs of {where} lie at the ends of its range{others}, and "
+            f"{so_far(progress)}.",
             where=where,
             saturated=share,
             progress=progress,

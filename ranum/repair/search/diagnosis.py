@@ -117,6 +117,16 @@ EDITS: Mapping[str, tuple[Edit, ...]] = {
         *_set("activation", "ReLU", "SELU"),
         *_REDRAW,
     ),
+    "NotLearning": (*_REDRAW, _FRESH, *_rate(10, 0.1), *_set("activation", "ReLU", "SELU"), _ADAM),
+    "BadInitialisation": (*_REDRAW, *_NORMALIZE, _FRESH),
+    "SaturatedActivation": (
+        *_set("activation", "ReLU", "SELU"),
+        *_REDRAW,
+        *_rate(0.1),
+        *_NORMALIZE,
+    ),
+    "LargeUpdate": (*_rate(0.1, 0.01), *_CLIP, _USUAL, *_REDRAW),
+    "SmallUpdate": (*_rate(10, 100), _USUAL, _ADAM),
     # What the run itself says, where no symptom does.
     "diverged": (*_COOL, *_REDRAW, *_set("activation", "SELU", "ReLU")),
     "stuck": (*_REDRAW, _FRESH, *_rate(0.1), _USUAL, *_set("activation", "ReLU", "SELU"), _ADAM),
