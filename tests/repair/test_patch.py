@@ -1218,3 +1218,11 @@ def test_the_package_loads_names_when_they_are_used():
     assert "merged_diff" in dir(ranum.repair)
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         _ = ranum.repair.nothing
+
+
+@pytest.mark.parametrize("space", [{}, {"__builtins__": {}}])
+def test_live_functions_are_found_whatever_their_builtins(tmp_path, space):
+    file = str(tmp_path / "program.py")
+    exec(compile("def f():\n    return 1\n", file, "exec"), space)
+    assert _codeswap._in_file(file) == [space["f"]]
+    assert _codeswap._in_file(str(tmp_path / "other.py")) == []
