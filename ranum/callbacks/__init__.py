@@ -2,7 +2,7 @@
 
 `RanumCallback` here fits the Lightning namespace that is imported already, or both; the
 modules `lightning` and `pytorch_lightning` have one for each by name. `huggingface` has the one for
-its Trainer, `fabric` a guard for loops on Lightning Fabric.
+its Trainer, `keras` the one for `fit`, `fabric` a guard for loops on Lightning Fabric.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.symptoms.task import GPT
 from ranum.guards.readings import TorchReader
 from ranum.guards.types import Reading
 
@@ -88,40 +89,6 @@ def mlp(width: int = 64, depth: int = 2, activation: type[nn.Module] = nn.ReLU) 
     return nn.Sequential(*layers, nn.Linear(width, 4))
 
 
-class SmallGPT(nn.Module):
-    """Two pre-norm blocks with causal attention over 16 tokens of 32."""
-
-    def __init__(self, vocabulary: int = 32, width: int = 32, length: int = 16) -> None:
-        super().__init__()
-        self.tokens = nn.Embedding(vocabulary, width)
-        self.positions = nn.Embedding(length, width)
-        self.blocks = nn.ModuleList(
-            nn.ModuleDict(
-                {
-                    "norm1": nn.LayerNorm(width),
-                    "qkv": nn.Linear(width, 3 * width),
-                    "out": nn.Linear(width, width),
-                    "norm2": nn.LayerNorm(width),
-                    "up": nn.Linear(width, 4 * width),
-                    "down": nn.Linear(4 * width, width),
-                }
-            )
-            for _ in range(2)
-        )
-        self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, vocabulary)
-
-    def forward(self, x: Tensor) -> Tensor:
-        n, t = x.shape
-        h = self.tokens(x) + self.positions(torch.arange(t))
-        for block in self.blocks:
-            q, k, v = block["qkv"](block["norm1"](h)).view(n, t, 3, 2, -1).permute(2, 0, 3, 1, 4)
-            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-            h = h + block["out"](mixed.transpose(1, 2).reshape(n, t, -1))
-            h = h + block["down"](F.gelu(block["up"](block["norm2"](h))))
-        return self.head(self.norm(h))
-
-
 # --- healthy -------------------------------------------------------------------------------
 
 
@@ -158,7 +125,7 @@ def healthy_cnn() -> Task:
 
 
 def healthy_gpt() -> Task:
-    model = SmallGPT()
+    model = GPT(length=16)
     rate = 3e-3
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
     table = torch.randint(32, (32, 4))
