@@ -24,7 +24,7 @@ from ranum.guards.incident_file import save_incident
 from ranum.guards.parts import without_bad_parts
 from ranum.guards.rates import multiply_learning_rates
 from ranum.guards.readings import TorchReader
-from ranum.guards.readings.torch import gradient_norm
+from ranum.guards.readings._norms import gradient_norm
 from ranum.guards.recovery import Remedy
 from ranum.guards.rewind import LoaderPosition, Position
 from ranum.guards.snapshot import Snapshots, Stateful, as_optimizers

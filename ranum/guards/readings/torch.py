@@ -14,8 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from ranum.errors import ArgumentError, RanumWarning
-from ranum.guards._shards import any_sharded, is_sharded, local, whole_norms
+from ranum.guards._shards import is_sharded
 from ranum.guards.readings import loss as losses
+from ranum.guards.readings._norms import (
+    dense_gradients,
+    norms_of,
+    on_host,
+    scaled_norm,
+    stepped,
+    total,
+)
 from ranum.guards.types import (
     ActivationReading,
     InputReading,
@@ -235,12 +243,12 @@ class TorchReader:
             ArgumentError: If `loss` is neither a tensor, a number nor None.
         """
         sampled = self.is_sampled(step)
-        parameters = [] if sampled else _stepped(optimizer)
+        parameters = [] if sampled else stepped(optimizer)
         if not parameters:
             self._refresh()
             parameters = self._parameters
-        owners, gradients = _gradients(parameters)
-        grad_norms = _norms(gradients)
+        owners, gradients = dense_gradients(parameters)
+        grad_norms = norms_of(gradients)
         scalars: dict[str, Tensor] = {}
         loss_value = _scalar(loss, "loss", scalars)
         rate_value = _scalar(_learning_rate(optimizer), "rate", scalars)
@@ -253,26 +261,26 @@ class TorchReader:
             self._parts = {}
         if sampled:
             weight_names, weights = self._weights()
-            weight_norms = _norms(weights)
+            weight_norms = norms_of(weights)
             seen = self._take(step)
         watched = [(name, tensor) for name, tensor in buffers if name not in self._masks]
-        layers = [*grad_norms, *weight_norms, *_norms([tensor for _, tensor in watched])]
+        layers = [*grad_norms, *weight_norms, *norms_of([tensor for _, tensor in watched])]
         try:
-            values = _host([*scalars.values(), *layers, *seen.tensors()])
+            values = on_host([*scalars.values(), *layers, *seen.tensors()])
         except Exception as error:
             if not sampled:
                 raise
             self._give_up(error)
             seen = _Seen()
-            values = _host([*scalars.values(), *layers])
+            values = on_host([*scalars.values(), *layers])
 
         got = dict(zip(scalars, values, strict=False))
         rest = iter(values[len(scalars) :])
         each = [next(rest) for _ in gradients]
         # On the host, where it costs no operator: one read brings the norms anyway.
-        norm = _total(each) if each else None
+        norm = total(each) if each else None
         if norm is not None and not math.isfinite(norm):
-            norm = _scaled_norm(gradients, norm)
+            norm = scaled_norm(gradients, norm)
         sizes = {name: next(rest) for name in weight_names}
         bad = self._bad(watched, [next(rest) for _ in watched])
         return Reading(
@@ -399,8 +407,8 @@ class TorchReader:
         self._usual = {name: _usual_norm(w, old) for name, (w, old) in self._parts.items()}
         names, pairs = list(self._parts), list(self._parts.values())
         live, old = [_part(weight.detach()) for weight, _ in pairs], [before for _, before in pairs]
-        moved = _norms(torch._foreach_sub(live, old))
-        return dict(zip(names, zip(moved, _norms(old), strict=True), strict=True))
+        moved = norms_of(torch._foreach_sub(live, old))
+        return dict(zip(names, zip(moved, norms_of(old), strict=True), strict=True))
 
     def _alike(self) -> _Pairs:
         """Largest difference between the units of a weight, and its largest element."""
@@ -652,14 +660,6 @@ def _mixed(module: nn.Module, given: Tensor, mean: Tensor, variance: Tensor) -> 
     )
 
 
-@torch.no_grad()
-def gradient_norm(optimizer: Any) -> float:
-    """The norm of what is in `.grad` now; of sharded gradients that of the whole, collective."""
-    _, gradients = _gradients(_stepped(optimizer))
-    norm = _total(_host(_norms(gradients)))
-    return norm if math.isfinite(norm) else _scaled_norm(gradients, norm)
-
-
 def _compared(all_of_them: Sequence[_Normalization]) -> list[Tensor]:
     """Shift and ratio of each, medians over channels; fused, for there may be many."""
     if not all_of_them:
@@ -676,31 +676,6 @@ def _compared(all_of_them: Sequence[_Normalization]) -> list[Tensor]:
         (a.float().median(), b.float().median()) for a, b in zip(shifts, ratios, strict=True)
     ]
     return [number for pair in medians for number in pair]
-
-
-def _stepped(optimizer: Any) -> list[Tensor]:
-    """What the optimizers are about to step: a list at hand, where the model is a tree."""
-    several = optimizer if isinstance(optimizer, list | tuple) else (optimizer,)
-    return [
-        parameter
-        for one in several
-        for group in getattr(one, "param_groups", ())
-        for parameter in group["params"]
-    ]
-
-
-def _gradients(parameters: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """The parameters that have a gradient, and the dense values of those."""
-    owners, gradients = [], []
-    for parameter in parameters:
-        gradient = parameter.grad
-        if gradient is None:
-            continue
-        if gradient.layout is not torch.strided:
-            gradient = gradient.coalesce().values()
-        owners.append(parameter)
-        gradients.append(gradient)
-    return owners, gradients
 
 
 def _parameters(model: nn.Module) -> list[Tensor]:
@@ -758,59 +733,6 @@ def _dead_share(output: Tensor, channels_first: bool) -> Tensor | None:
     else:
         output = output.amax()
     return (output <= 0).float().mean()
-
-
-def _norms(tensors: Sequence[Tensor], wide: torch.dtype | None = None) -> list[Tensor]:
-    """L2 norm of each tensor, fused by device and dtype, in at least float32.
-
-    Of tensors that are spread over processes, that of the whole: collective then.
-    """
-    parts = [local(tensor) for tensor in tensors] if any_sharded(tensors) else tensors
-    groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
-    for index, tensor in enumerate(parts):
-        groups.setdefault((tensor.device, tensor.dtype), []).append(index)
-    norms: list[Tensor] = list(parts)
-    for (_, dtype), indices in groups.items():
-        least = torch.float32 if dtype in (torch.float16, torch.bfloat16) else None
-        for index, norm in zip(
-            indices,
-            torch._foreach_norm([parts[index] for index in indices], 2, dtype=wide or least),
-            strict=True,
-        ):
-            norms[index] = norm
-    return norms if parts is tensors else whole_norms(tensors, norms)
-
-
-def _total(norms: Sequence[float]) -> float:
-    """The norm of norms; NaN if one is NaN."""
-    total = math.hypot(*norms)
-    return math.nan if math.isinf(total) and any(map(math.isnan, norms)) else total
-
-
-def _gathered(tensors: Sequence[Tensor]) -> list[Tensor]:
-    device = tensors[0].device
-    return [tensor if tensor.device == device else tensor.to(device) for tensor in tensors]
-
-
-def _host(tensors: Sequence[Tensor]) -> list[float]:
-    """The values of 0-d tensors, in one read."""
-    if not tensors:
-        return []
-    values: list[float] = torch.stack(_gathered(tensors)).tolist()
-    return values
-
-
-def _scaled_norm(gradients: Sequence[Tensor], norm: float) -> float:
-    """The norm without overflow; `norm` if a gradient really is not finite."""
-    if any_sharded(gradients):
-        return _total(_host(_norms(gradients, torch.float64)))
-    largest = max(
-        (float(gradient.abs().max()) for gradient in gradients if gradient.numel()), default=0.0
-    )
-    if not math.isfinite(largest) or not largest:
-        return norm
-    parts = [float(torch.linalg.vector_norm(gradient / largest)) for gradient in gradients]
-    return largest * math.hypot(*parts)
 
 
 def _scalar(value: Any, name: str, scalars: dict[str, Tensor]) -> float | None:

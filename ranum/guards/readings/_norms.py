@@ -1,0 +1,98 @@
+"""Norms of many tensors: one fused reduction on the device, one read by the host."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ranum.guards._shards import any_sharded, local, whole_norms
+
+
+@torch.no_grad()
+def gradient_norm(optimizer: Any) -> float:
+    """The norm of what is in `.grad` now; of sharded gradients that of the whole, collective."""
+    _, gradients = dense_gradients(stepped(optimizer))
+    norm = total(on_host(norms_of(gradients)))
+    return norm if math.isfinite(norm) else scaled_norm(gradients, norm)
+
+
+def stepped(optimizer: Any) -> list[Tensor]:
+    """What the optimizers are about to step: a list at hand, where the model is a tree."""
+    several = optimizer if isinstance(optimizer, list | tuple) else (optimizer,)
+    return [
+        parameter
+        for one in several
+        for group in getattr(one, "param_groups", ())
+        for parameter in group["params"]
+    ]
+
+
+def dense_gradients(parameters: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """The parameters that have a gradient, and the dense values of those."""
+    owners, gradients = [], []
+    for parameter in parameters:
+        gradient = parameter.grad
+        if gradient is None:
+            continue
+        if gradient.layout is not torch.strided:
+            gradient = gradient.coalesce().values()
+        owners.append(parameter)
+        gradients.append(gradient)
+    return owners, gradients
+
+
+def norms_of(tensors: Sequence[Tensor], wide: torch.dtype | None = None) -> list[Tensor]:
+    """L2 norm of each tensor, fused by device and dtype, in at least float32.
+
+    Of tensors that are spread over processes, that of the whole: collective then.
+    """
+    parts = [local(tensor) for tensor in tensors] if any_sharded(tensors) else tensors
+    groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for index, tensor in enumerate(parts):
+        groups.setdefault((tensor.device, tensor.dtype), []).append(index)
+    norms: list[Tensor] = list(parts)
+    for (_, dtype), indices in groups.items():
+        least = torch.float32 if dtype in (torch.float16, torch.bfloat16) else None
+        for index, norm in zip(
+            indices,
+            torch._foreach_norm([parts[index] for index in indices], 2, dtype=wide or least),
+            strict=True,
+        ):
+            norms[index] = norm
+    return norms if parts is tensors else whole_norms(tensors, norms)
+
+
+def total(norms: Sequence[float]) -> float:
+    """The norm of norms; NaN if one is NaN."""
+    total = math.hypot(*norms)
+    return math.nan if math.isinf(total) and any(map(math.isnan, norms)) else total
+
+
+def _gathered(tensors: Sequence[Tensor]) -> list[Tensor]:
+    device = tensors[0].device
+    return [tensor if tensor.device == device else tensor.to(device) for tensor in tensors]
+
+
+def on_host(tensors: Sequence[Tensor]) -> list[float]:
+    """The values of 0-d tensors, in one read."""
+    if not tensors:
+        return []
+    values: list[float] = torch.stack(_gathered(tensors)).tolist()
+    return values
+
+
+def scaled_norm(gradients: Sequence[Tensor], norm: float) -> float:
+    """The norm without overflow; `norm` if a gradient really is not finite."""
+    if any_sharded(gradients):
+        return total(on_host(norms_of(gradients, torch.float64)))
+    largest = max(
+        (float(gradient.abs().max()) for gradient in gradients if gradient.numel()), default=0.0
+    )
+    if not math.isfinite(largest) or not largest:
+        return norm
+    parts = [float(torch.linalg.vector_norm(gradient / largest)) for gradient in gradients]
+    return largest * math.hypot(*parts)
