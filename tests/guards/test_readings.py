@@ -418,7 +418,7 @@ def test_scripted_modules_are_not_hooked():
 def test_a_fault_in_the_statistics_switches_them_off(model):
     reader = TorchReader(model)
     with (
-        patch("ranum.guards.readings.torch._first_tensor", side_effect=RuntimeError("odd")),
+        patch("ranum.guards.readings._modules._first_tensor", side_effect=RuntimeError("odd")),
         pytest.warns(RanumWarning, match="activation statistics are switched off.*odd") as caught,
     ):
         loss = train_step(reader, 0)
@@ -432,7 +432,7 @@ def test_a_fault_in_the_statistics_switches_them_off(model):
 def test_statistics_that_cannot_be_read_do_not_lose_the_step(model):
     reader = TorchReader(model)
     loss = train_step(reader, 0)
-    reader._statistics["0"].lower = torch.empty((), device="meta")
+    reader._modules._statistics["0"].lower = torch.empty((), device="meta")
     with pytest.warns(RanumWarning, match="activation statistics are switched off"):
         reading = reader.read(step=0, loss=loss)
     assert reading.grad_norm == pytest.approx(plain_norm(model))

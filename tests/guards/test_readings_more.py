@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from ranum.errors import RanumWarning
 from ranum.guards import Guard
 from ranum.guards.readings import TorchReader
-from ranum.guards.readings.torch import FIRST_SAMPLES, PART
+from ranum.guards.readings._modules import FIRST_SAMPLES
+from ranum.guards.readings._updates import PART
 from ranum.guards.types import LossReading, Reading
 
 
@@ -87,7 +88,7 @@ def test_a_weight_that_cannot_be_compared_costs_only_the_comparison():
         model(torch.randn(4, model[0].weight.shape[1])).sum().backward()
         if step == 1:
             model[0].weight = nn.Parameter(torch.randn(5, 6))
-            reader._parts["0.weight"] = (torch.zeros(2, 2), torch.zeros(7))
+            reader._updates._copies["0.weight"] = (torch.zeros(2, 2), torch.zeros(7))
             with pytest.warns(RanumWarning, match="sizes of updates are not measured"):
                 readings.append(reader.read(step=step, loss=1.0, optimizer=optimizer))
         else:
@@ -130,8 +131,8 @@ def test_nothing_is_kept_between_samples():
         model.zero_grad()
         model(torch.randn(4, 6)).sum().backward()
         reader.read(step=step, loss=1.0)
-    assert reader._parts == {}
-    assert reader._changes
+    assert reader._updates._copies == {}
+    assert reader._updates._changes.pairs
 
 
 # --- inputs and outputs ----------------------------------------------------------------------
