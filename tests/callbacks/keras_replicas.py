@@ -15,7 +15,8 @@ two = [tf.config.LogicalDeviceConfiguration()] * 2
 tf.config.set_logical_device_configuration(cpu, two)
 
 import keras  # noqa: E402
-from test_keras_callback import adam, data, fit, guard, small, without_bad  # noqa: E402
+from callbacks import test_keras_clipping as clipping  # noqa: E402
+from callbacks.test_keras_callback import adam, data, fit, guard, small, without_bad  # noqa: E402
 
 from ranum.callbacks.keras import RanumCallback  # noqa: E402
 
@@ -31,8 +32,34 @@ def values(model: keras.Model) -> list[np.ndarray]:
     return [part.numpy() for some in parts for part in some]
 
 
+class Clipped(clipping.Clipped):
+    """By the norm over the gradients of all replicas, as they are before they are added up."""
+
+    def total(self, squares: list[tf.Tensor]) -> tf.Tensor:
+        context = tf.distribute.get_replica_context()
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, sum(squares))
+
+
+def limited(strategy: tf.distribute.Strategy, folder: str) -> None:
+    """Gradients are limited on all replicas alike."""
+    level, first, steps = 0.05, clipping.FIRST, clipping.STEPS
+    with strategy.scope():
+        expected = clipping.frozen(optimizer=Clipped(level, first, steps))
+        guarded, free = (clipping.frozen(optimizer=clipping.sgd()) for _ in range(2))
+    callback: RanumCallback = guard(folder)
+    fit(expected, clipping.data())
+    fit(guarded, clipping.data(), clipping.Limit(callback, level), callback)
+    fit(free, clipping.data())
+    assert not callback.history.incidents
+    for one, other in zip(values(guarded), values(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+    pairs = zip(free.get_weights(), expected.get_weights(), strict=True)
+    assert max(np.abs(one - other).max() for one, other in pairs) > 0.01
+
+
 def main(folder: str) -> None:
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    limited(strategy, folder)
     for scaled in (False, True):
         models = []
         for _ in range(2):

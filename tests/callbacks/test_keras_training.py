@@ -277,7 +277,7 @@ def test_replicas_decide_alike(tmp_path):
         [sys.executable, str(here / "keras_replicas.py"), str(tmp_path)],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), str(here)])},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), str(here.parent)])},
         check=False,
     )
     assert done.stdout.endswith("same\n"), done.stderr[-3000:]

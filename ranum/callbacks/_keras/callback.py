@@ -33,13 +33,13 @@ from ranum.guards.types import History
 try:
     import keras
 
-    from ranum.callbacks._keras.guard import KerasGuard, SkipWithheld
+    from ranum.callbacks._keras.guard import ClipWithheld, KerasGuard, SkipWithheld
     from ranum.callbacks._keras.step import GuardedStep
 except ImportError as error:
     raise MissingExtraError("keras", "keras", "RanumCallback") from error
 
-RemedyName = Literal["retry", "skip", "rollback"]
-REMEDIES: tuple[RemedyName, ...] = ("retry", "skip", "rollback")
+RemedyName = Literal["retry", "skip", "clip_gradients", "rollback"]
+REMEDIES: tuple[RemedyName, ...] = ("retry", "skip", "clip_gradients", "rollback")
 LEARNING_RATE_FACTOR = 10**-0.5
 """As in Lightning: every way back lowers the learning rate by half a decade."""
 
@@ -75,8 +75,9 @@ class RanumCallback(keras.callbacks.Callback):  # type: ignore[misc]
 
     Args:
         analyze: "step" analyses the first training step; "off" does not.
-        on_fault: Remedies, mildest first: "retry", "skip", "rollback". When none is left, training
-            stops.
+        on_fault: Remedies, mildest first: "retry", "skip", "clip_gradients" (which clips for a
+            while at twice the usual norm if a gradient explodes, before the optimizer's own
+            clipping), "rollback". When none is left, training stops.
         symptoms: The rules that watch the run; `ranum.guards.default_symptoms()` if None.
         sample_every: Steps between readings of per-layer norms.
         snapshot_every: Steps between snapshots for going back to.
@@ -223,6 +224,7 @@ class RanumCallback(keras.callbacks.Callback):  # type: ignore[misc]
         make: dict[str, Callable[[], Remedy]] = {
             "retry": Retry,
             "skip": SkipWithheld,
+            "clip_gradients": ClipWithheld,
             "rollback": partial(Rollback, learning_rate_factor=factor),
         }
         self._guard = KerasGuard(

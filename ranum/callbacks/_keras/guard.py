@@ -24,9 +24,10 @@ from ranum.errors import CaptureError
 from ranum.guards.base import ALL, Decision, GuardBase
 from ranum.guards.culprit import find_culprit
 from ranum.guards.guard import INCIDENT_FILES
+from ranum.guards.health import is_finite
 from ranum.guards.incident_file import save_incident
 from ranum.guards.readings.keras import CODE, SCALING, WITHHELD
-from ranum.guards.recovery import Fault, Outcome, Remedy, Skip
+from ranum.guards.recovery import ClipGradients, Fault, Outcome, Remedy, Skip
 from ranum.guards.rewind import NEARLY_FULL, free_memory
 from ranum.guards.symptoms import CODES, ExplodingGradient, Symptom
 from ranum.guards.types import Culprit, Finding, Reading
@@ -108,6 +109,15 @@ class SkipWithheld(Skip):
         return None if guard.was_taken else super().apply(fault, guard)
 
 
+class ClipWithheld(ClipGradients):
+    """Clips gradients from now on, if the one that explodes has not been applied."""
+
+    def apply(self, fault: Fault, guard: GuardBase) -> Outcome | None:
+        """As `ClipGradients`."""
+        assert isinstance(guard, KerasGuard)
+        return None if guard.was_taken else super().apply(fault, guard)
+
+
 class KerasGuard(GuardBase):
     """Decides on the steps of a `GuardedStep`; what is not finite has been withheld by then.
 
@@ -120,6 +130,8 @@ class KerasGuard(GuardBase):
         strict: As in `Guard`.
         incident_dir: As in `Guard`.
     """
+
+    can_limit_gradients = True
 
     def __init__(
         self,
@@ -147,12 +159,13 @@ class KerasGuard(GuardBase):
         self._incident_dir = incident_dir
         self._factor = 1.0
         self._rate: float | None = None
-        self._bound = math.inf
+        self._bound = self._clip_to = math.inf
         self._batch: Any = None
         self._reading: Reading | None = None
         self._program: Program | None = None
         self._is_scaling = False
         guarded.engine.set_bound(self._bound)
+        guarded.engine.set_limit(self._clip_to)
         guarded.engine.set_factor(self._factor)
 
     def __repr__(self) -> str:
@@ -168,6 +181,7 @@ class KerasGuard(GuardBase):
         self._batch = batch
         self._went_back = False
         self._contained("snapshots", self._prepare)
+        self._contained(ALL, self._renew_limits)
 
     def decide(self, *, epoch: int = 0) -> list[Decision]:
         """Judges the steps that have been run since the last call; waits for the device."""
@@ -196,14 +210,18 @@ class KerasGuard(GuardBase):
         self._reading = reading
         self.was_taken = row[CODE] != WITHHELD
         self._is_scaling = row[CODE] == SCALING
-        decision = self._judge(reading, withheld=None if self.was_taken else _found(reading))
-        self._renew_bound()
-        return decision
+        return self._judge(reading, withheld=None if self.was_taken else _found(reading))
 
-    def _renew_bound(self) -> None:
+    def _renew_limits(self) -> None:
+        """What the device withholds, and what it clips to, in the steps that come now."""
+        limit = self._limit
+        level = limit[0] if limit is not None and self._step < limit[1] else math.inf
+        if level != self._clip_to:
+            self._clip_to = level
+            self.guarded.engine.set_limit(level)
         bound = math.inf
         for rule in self._monitor.symptoms:
-            if isinstance(rule, ExplodingGradient):
+            if isinstance(rule, ExplodingGradient) and level == math.inf:
                 usual = rule._usual(self._monitor.window)
                 bound = min(rule.limit, math.inf if usual is None else rule.spike * usual)
         if not self._bound / RENEW < bound < self._bound * RENEW and bound != self._bound:
@@ -225,6 +243,10 @@ class KerasGuard(GuardBase):
         self._batch = self._program = None
 
     # --- what a framework's guard does ------------------------------------------------------
+
+    def _is_limited(self, reading: Reading) -> bool:
+        # Several steps may have run since the device was told.
+        return self._clip_to < math.inf and is_finite(reading) and not reading.bad_state
 
     def _cut_again(self, back_to: int) -> None:
         """Nothing to do: the factor of the learning rates is no part of a snapshot."""

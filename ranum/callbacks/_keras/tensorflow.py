@@ -40,6 +40,7 @@ class Engine:
             raise RanumError(f"of the strategies with several replicas {name} is not known")
         self._executions = max(int(model.steps_per_execution), 1)
         self._bound = tf.Variable(math.inf, trainable=False, dtype=tf.float32)
+        self._limit = tf.Variable(math.inf, trainable=False, dtype=tf.float32)
         self._factor = tf.Variable(1.0, trainable=False, dtype=tf.float32)
         self._number = tf.Variable(0, trainable=False, dtype=tf.int64)
         self._rows: Any = None
@@ -51,6 +52,10 @@ class Engine:
     def set_bound(self, bound: float) -> None:
         """Gradients whose norm is beyond this are not applied."""
         self._bound.assign(min(bound, 3e38))
+
+    def set_limit(self, limit: float) -> None:
+        """Gradients that are applied are scaled down to this norm; infinity leaves them alone."""
+        self._limit.assign(limit)
 
     def set_factor(self, factor: float) -> None:
         """What learning rates are multiplied by."""
@@ -184,7 +189,7 @@ class Engine:
 
         if not self.is_distributed:
             merged, code = decide(numbers, scale, can_scale, before)
-            self._when(code != WITHHELD, lambda: apply(updates))
+            self._when(code != WITHHELD, lambda: apply(self._limited(updates, merged[1])))
             return merged, code
         context = tf.distribute.get_replica_context()
 
@@ -201,8 +206,11 @@ class Engine:
                 before = strategy.experimental_local_results(before)[0]
             merged, code = decide(whole, scale, can_scale, before)
 
+            def limited(updates: Any) -> None:
+                apply(self._limited(updates, merged[1]))
+
             def run() -> None:
-                strategy.extended.call_for_each_replica(apply, args=(updates,))
+                strategy.extended.call_for_each_replica(limited, args=(updates,))
 
             self._when(code != WITHHELD, run)
             return merged, code
@@ -211,6 +219,23 @@ class Engine:
             across, args=((numbers, scale, can_scale, before, updates),)
         )
         return merged, code
+
+    def _limited(self, updates: Sequence[Any], norm: Any) -> list[Any]:
+        """Gradients whose common norm is beyond the limit, scaled down to it.
+
+        They pass through a condition, as they are: that costs nothing, and rounds nothing.
+        """
+        dense = [_values(one) for one in updates if one is not None]
+        if not dense:
+            return list(updates)
+        is_beyond = tf.logical_and(tf.math.is_finite(norm), norm > self._limit)
+        found = tf.cond(
+            is_beyond,
+            lambda: [one * tf.cast(self._limit / norm, one.dtype) for one in dense],
+            lambda: [tf.identity(one) for one in dense],
+        )
+        rest = iter(found)
+        return [None if one is None else _with_values(one, next(rest)) for one in updates]
 
     def judge(self, loss: Any, state: Any) -> tuple[Any, Any]:
         """As `gate`, of a step that applied nothing."""
@@ -334,9 +359,18 @@ def _after(number: float, seen: int) -> bool:
     return number > 0 and 0 < (number - seen) % _ROUND < _ROUND // 2
 
 
+def _values(gradient: Any) -> Any:
+    return gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
+
+
+def _with_values(gradient: Any, values: Any) -> Any:
+    if isinstance(gradient, tf.IndexedSlices):
+        return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
+    return values
+
+
 def _half_square(tensor: Any) -> Any:
-    if isinstance(tensor, tf.IndexedSlices):
-        tensor = tensor.values
+    tensor = _values(tensor)
     tensor = tf.convert_to_tensor(getattr(tensor, "value", tensor))
     return tf.nn.l2_loss(tf.cast(tensor, tf.float32))
 

@@ -36,6 +36,7 @@ class Engine:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             raise RanumError("several processes of Keras on torch are not known")
         self._bound = math.inf
+        self._limit = math.inf
         self._factor = 1.0
         self._number = 0
         self._rows: list[list[float]] = []
@@ -45,6 +46,10 @@ class Engine:
     def set_bound(self, bound: float) -> None:
         """Gradients whose norm is beyond this are not applied."""
         self._bound = bound
+
+    def set_limit(self, limit: float) -> None:
+        """Gradients that are applied are scaled down to this norm; infinity leaves them alone."""
+        self._limit = limit
 
     def set_factor(self, factor: float) -> None:
         """What learning rates are multiplied by."""
@@ -142,8 +147,14 @@ class Engine:
         if before == WITHHELD or not all(map(math.isfinite, [values[0], *values[end:]])):
             code = WITHHELD
         if code != WITHHELD:
-            apply(updates)
+            apply(self._limited(updates, total))
         return [values[0], total, *norms, *values[end:]], code
+
+    def _limited(self, updates: Sequence[Any], norm: float) -> Sequence[Any]:
+        """Gradients whose common norm is beyond the limit, scaled down to it."""
+        if not self._limit < norm < math.inf:
+            return updates
+        return [None if one is None else one * (self._limit / norm) for one in updates]
 
     def judge(self, loss: Any, state: Sequence[Any]) -> tuple[list[float], float]:
         """As `gate`, of a step that applied nothing."""
