@@ -7,7 +7,7 @@ order. The guard does so after a fault only, and where a snapshot is looked at.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -59,6 +59,18 @@ def gathered(value: _T) -> list[_T]:
     return values
 
 
+def gathered_numbers(values: Sequence[float]) -> list[list[float]]:
+    """The values of all processes, by rank; as many in each."""
+    if not is_shared():
+        return [list(values)]
+    table = torch.zeros(distributed.get_world_size(), len(values), dtype=torch.float64)
+    table[rank()] = torch.tensor(values, dtype=torch.float64)
+    table = table.to(_device())
+    distributed.all_reduce(table)
+    rows: list[list[float]] = table.tolist()
+    return rows
+
+
 def first_culprit(found: Culprit | None) -> tuple[Culprit | None, int]:
     """The culprit for all, that of the first process that has one; and the process's number.
 
@@ -80,10 +92,13 @@ def first_culprit(found: Culprit | None) -> tuple[Culprit | None, int]:
 
 
 def _reduced(value: float, how: Any) -> float:
-    device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
-    tensor = torch.tensor(value, dtype=torch.float64, device=device)
+    tensor = torch.tensor(value, dtype=torch.float64, device=_device())
     distributed.all_reduce(tensor, how)
     return float(tensor)
+
+
+def _device() -> str:
+    return "cuda" if distributed.get_backend() == "nccl" else "cpu"
 
 
 @contextmanager
@@ -108,8 +123,10 @@ def exchanges() -> Iterator[list[bool]]:
 
 
 @contextmanager
-def alone() -> Iterator[None]:
+def alone() -> Iterator[list[bool]]:
     """Replicas run without talking to each other, for a step that is run again.
+
+    Gives a list with an entry for each replica's forward pass.
 
     Neither buffers nor gradients are exchanged by any `DistributedDataParallel`, so that a replay
     cannot hang where another process does not take part in it, and shows this process's own
@@ -118,7 +135,10 @@ def alone() -> Iterator[None]:
     """
     usual: Callable[..., Any] = DistributedDataParallel.forward
 
+    seen: list[bool] = []
+
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.append(True)
         before = (self.require_backward_grad_sync, self.require_forward_param_sync)
         self.require_backward_grad_sync = self.require_forward_param_sync = False
         try:
@@ -128,6 +148,6 @@ def alone() -> Iterator[None]:
 
     DistributedDataParallel.forward = forward  # type: ignore[method-assign]
     try:
-        yield
+        yield seen
     finally:
         DistributedDataParallel.forward = usual  # type: ignore[method-assign]

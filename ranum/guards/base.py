@@ -581,13 +581,13 @@ class GuardBase:
         """Those that all processes have."""
         return steps
 
-    def leave_out_parts(self) -> list[int] | None:
+    def leave_out_parts(self) -> str | None:
         """Mends the gradients of this step: without the micro-batches that spoil them.
 
         For remedies, whose outcome then is to proceed.
 
         Returns:
-            The positions of those left out; None, with nothing changed, if it cannot be done.
+            What was left out, in words; None, with nothing changed, if it cannot be done.
         """
         return None
 

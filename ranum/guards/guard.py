@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ranum._untouched import eager, untouched
 from ranum.errors import ArgumentError, RanumError
 from ranum.guards import _processes as processes
+from ranum.guards import _replicas as replicas
 from ranum.guards._shards import any_sharded, is_flattened
 from ranum.guards.base import ALL, Decision, GuardBase, T, TrainingStopped, damage
 from ranum.guards.culprit import find_culprit
@@ -30,6 +31,7 @@ from ranum.guards.rewind import LoaderPosition, Position
 from ranum.guards.snapshot import Snapshots, Stateful, as_optimizers
 from ranum.guards.symptoms import NonFinite, Symptom
 from ranum.guards.types import Culprit, Finding, History, Incident, Reading
+from ranum.source import UNKNOWN
 
 __all__ = ["Decision", "Guard", "Step", "TrainingStopped"]
 
@@ -40,6 +42,17 @@ SAME_NORM = 1e-3
 """Relative difference of gradient norms that kernels make which sum in another order each time."""
 INCIDENT_FILES = 8
 """Faulty steps of a run that are saved; more of them would tell little more."""
+
+
+NO_BATCH = Culprit(
+    op="",
+    phase="forward",
+    source=UNKNOWN,
+    outcome="nothing to train on",
+    cause="data",
+    name="the batch",
+)
+"""Of a process that takes part in a step without a batch."""
 
 
 class Guard(GuardBase):
@@ -101,6 +114,10 @@ class Guard(GuardBase):
         vote: With replicas (DDP), ask all processes in each step, rather than after a fault only:
             then a number that goes bad in one of them after the exchange of gradients (a flipped
             bit) is seen by all. Costs a small reduction a step; sharded models have it anyway.
+        uneven: With replicas (DDP), processes may have nothing to train on: see `Step.skip`. The
+            gradients of the others then weigh more, so that the step is one on their batches alone,
+            and of a batch that is bad in one process only that process's share is left out. Costs
+            a small reduction a step. Without it, all leave such a step out.
         backward: How a loss is differentiated: `fabric.backward`, `accelerator.backward`. What is
             given here scales the loss itself, and its optimizers step through their scaler
             themselves. `loss.backward()` by default.
@@ -134,6 +151,7 @@ class Guard(GuardBase):
         incident_dir: str | Path | None = None,
         agree: Callable[[bool], bool] | None = None,
         vote: bool = False,
+        uneven: bool = False,
         backward: Callable[[Tensor], Any] | None = None,
     ) -> None:
         if backward is not None and not callable(backward):
@@ -171,12 +189,15 @@ class Guard(GuardBase):
         self._is_open = False
         self._is_decided = False
         self._batches: list[tuple[Any, Callable[[], Any] | None]] = []
-        self._parts: list[Callable[[], Any]] = []
+        self._parts: list[Callable[[], Any] | None] = []
+        self._begun = 0
+        self._absent: set[int] = set()
         self._watching: Any = None
         self._measured: Reading | None = None
         self._incident_dir = None if incident_dir is None else Path(incident_dir)
         self.backward = backward
         self._vote = vote
+        self._uneven = uneven
         self._to_blame = 0
         self._damaged: set[int] = set()
         self._reduce = processes.agree if agree is None else agree
@@ -240,8 +261,11 @@ class Guard(GuardBase):
         except BaseException:
             self.abandon()
             raise
+        if not step.count and processes.is_shared() and not self._gradients():
+            step.skip()  # the others wait for it
         self._batches[-1:] = [(batch, step.replay)]
         self._parts = step.parts
+        self._begun, self._absent = step.count, step.absent
         self._unscale()
         decision = self.decide(step.loss, epoch=epoch)
         step.decision = decision
@@ -282,6 +306,7 @@ class Guard(GuardBase):
             self.end()
         self._batches.append((batch, replay))
         del self._batches[:-BATCHES_KEPT]
+        self._begun += 1
         if self._is_open:
             return
         self._is_open, self._went_back = True, False
@@ -292,6 +317,32 @@ class Guard(GuardBase):
     def withdraw_replays(self) -> None:
         """The batches of this step cannot be run again after all; they are looked at only."""
         self._batches = [(batch, None) for batch, _ in self._batches]
+
+    def take_no_part(self) -> None:
+        """The micro-batch begun last has nothing to train on in this process.
+
+        For adapters, which see to it that the other processes do not wait: see `Step.skip`.
+        """
+        self._absent.add(self._begun - 1)
+
+    def send_nothing(self) -> None:
+        """Forward and backward of a replica that has nothing to train on.
+
+        It sends zeros; without `uneven`, NaN, so that all leave the step out.
+
+        Raises:
+            ArgumentError: If there are several processes and no replica, or several.
+        """
+        if not processes.is_shared():
+            return
+        wrapper = replicas.wrapper_of(self.model)
+        if wrapper is None:
+            raise ArgumentError(
+                "a step without a batch needs one DistributedDataParallel around the guard's "
+                f"model; found none, or several, around {type(self.model).__name__}. Sharded "
+                "models run all their layers together: give every process a batch."
+            )
+        replicas.take_part(wrapper, is_bad=not self._uneven)
 
     def look(self, loss: Any) -> None:
         """Looks at the step's loss functions and labels; call before the backward pass.
@@ -338,16 +389,18 @@ class Guard(GuardBase):
         """Call after the step. Between micro-batches, before `decide`, it changes nothing."""
         if self._is_decided:
             self._is_decided = self._is_open = self._went_back = False
-            self._batches.clear()
-            self._parts = []
+            self._forget_batches()
 
     def abandon(self) -> None:
         """Forgets a step that has begun and will not be decided, as after an exception."""
         self._unwatch()
         self._is_decided = self._is_open = self._went_back = False
-        self._batches.clear()
-        self._parts = []
+        self._forget_batches()
         self._drop_candidate()
+
+    def _forget_batches(self) -> None:
+        self._batches.clear()
+        self._parts, self._begun, self._absent = [], 0, set()
 
     def check_at_rest(self, *, epoch: int = 0) -> Decision | None:
         """Call between steps, before the state of the run is saved: no damaged state is kept.
@@ -399,23 +452,39 @@ class Guard(GuardBase):
         self._reader.close()
         self.snapshots.clear()
 
-    def leave_out_parts(self) -> list[int] | None:
+    def leave_out_parts(self) -> str | None:
         """Mends the gradients of this step: without the micro-batches that spoil them.
 
-        For remedies, whose outcome then is to proceed. See `without_bad_parts`.
+        For remedies, whose outcome then is to proceed. Of several processes all must ask; with
+        `uneven`, each micro-batch of each process counts by itself.
 
         Returns:
-            The positions of those left out; None, with nothing changed, if that is none or all
-            of them, if they cannot be run again one by one, or if a scaler or another process has
-            seen the bad gradients already.
+            What was left out, in words; None, without gradients, if that is none or all of them,
+            if they cannot be run again one by one, or if a scaler has seen the bad gradients.
         """
-        parts = self._parts or [replay for _, replay in self._batches if replay is not None]
-        count = len(self._parts) or len(self._batches)
-        if len(parts) < 2 or len(parts) < count or self.scaler is not None or processes.is_shared():
+        parts = self._parts or [
+            None if number in self._absent else replay
+            for number, (_, replay) in enumerate(self._batches)
+        ]
+        missing = sum(part is None for part in parts)
+        can_run = len(parts) == self._begun and missing == len(self._absent)
+        if self.scaler is not None or not self._agree(can_run):
             return None
         trained = [p for one in self.optimizers for g in one.param_groups for p in g["params"]]
         others = [p for p in self.model.parameters() if all(p is not one for one in trained)]
-        return without_bad_parts(self.model, [*trained, *others], parts)
+        tensors = [*trained, *others]
+        if processes.is_shared() and not self._is_sharded:
+            return replicas.without_bad_parts(
+                self.model,
+                tensors,
+                parts,
+                replicas.wrapper_of(self.model),
+                is_uneven=self._uneven,
+            )
+        runs = [part for part in parts if part is not None]
+        if not self._agree(len(runs) > 1) or len(set(processes.gathered(len(runs)))) > 1:
+            return None
+        return without_bad_parts(self.model, tensors, runs, self._agree)
 
     # --- one step --------------------------------------------------------------------------
 
@@ -429,6 +498,9 @@ class Guard(GuardBase):
             self._contained(ALL, lambda: watching.__exit__(None, None, None))
 
     def _decide(self, loss: Tensor | float | None, epoch: int) -> Decision:
+        if self._uneven and processes.is_shared() and not self._weigh():
+            self._withhold()
+            return Decision(proceed=False, leaves_out=True)
         reading, self._measured = self._measured or self._read(loss, epoch), None
         return self._judge(reading)
 
@@ -449,6 +521,22 @@ class Guard(GuardBase):
                 reading = replace(reading, grad_norm=norm)
         self._clip(reading)
         return reading
+
+    @torch.no_grad()
+    def _weigh(self) -> bool:
+        """Has the processes that trained on something speak for all; False if there is none."""
+        absences = len(self._absent)
+        factor = replicas.weight_of_others(self._begun - absences, absences)
+        if factor > 1 and math.isfinite(factor):
+            for gradient in self._gradients():
+                gradient.mul_(factor)
+        return math.isfinite(factor)
+
+    def _gradients(self) -> list[Tensor]:
+        groups = [group for one in self.optimizers for group in one.param_groups]
+        trained = [parameter for group in groups for parameter in group["params"]]
+        parameters = {id(p): p for p in (*self.model.parameters(), *trained)}.values()
+        return [p.grad for p in parameters if p.grad is not None]
 
     def _save(self, finding: Finding, reading: Reading, culprit: Culprit | None) -> Path | None:
         """Writes the step to a file; None if none is wanted."""
@@ -486,6 +574,8 @@ class Guard(GuardBase):
 
     def _find_culprit(self) -> tuple[Culprit | None, bool]:
         """The culprit; and True if the whole step was run again, and was finite."""
+        if self._absent and not self._uneven:
+            return NO_BATCH, False
         batches = [batch for batch, _ in self._batches]
         replays = [replay for _, replay in self._batches if replay is not None]
 
@@ -508,6 +598,8 @@ class Guard(GuardBase):
         # Collective where processes share gradients: all run the step again, or none does.
         if not self._agree(can_run and all(replay is not None for replay in replays)):
             return False
+        if len(set(processes.gathered(self._begun))) > 1:
+            return False  # some would wait for exchanges that others do not have
         with (
             untouched(self.model),
             eager(),
@@ -537,10 +629,7 @@ class Guard(GuardBase):
         if self._limit is None or norm is None or not self._is_limited(reading):
             return
         if norm > self._limit[0]:
-            groups = [group for one in self.optimizers for group in one.param_groups]
-            trained = [parameter for group in groups for parameter in group["params"]]
-            parameters = {id(p): p for p in (*self.model.parameters(), *trained)}.values()
-            for gradient in [p.grad for p in parameters if p.grad is not None]:
+            for gradient in self._gradients():
                 gradient.mul_(self._limit[0] / norm)
 
     def _is_shared(self) -> bool:
@@ -592,6 +681,7 @@ class Step:
     Attributes:
         loss: The last loss given to `backward`, detached; None before.
         decision: What the guard decided; None before the `with` block ends.
+        absent: Numbers of the calls that were `skip`.
     """
 
     def __init__(self, guard: Guard) -> None:
@@ -601,6 +691,8 @@ class Step:
         self._scaler = None if guard.backward is not None else guard.scaler
         self._differentiate = Tensor.backward if guard.backward is None else guard.backward
         self._calls: list[tuple[Any, tuple[Any, ...]]] = []
+        self._send_nothing = guard.send_nothing
+        self.absent: set[int] = set()
 
     def backward(self, loss: Tensor | Callable[..., Tensor], *args: Any) -> Tensor:
         """Computes the loss and its gradients; several calls accumulate.
@@ -617,13 +709,35 @@ class Step:
         """
         if callable(loss) and not isinstance(loss, Tensor):
             self._calls.append((loss, args))
-            return self._run(loss, args)
+            value: Tensor = self._run(loss, args)
+            return value
         if args:
             raise ArgumentError("args must be empty when loss is a tensor; pass a function.")
         self._calls.append((None, ()))
-        return self._run(lambda: loss, ())
+        value = self._run(lambda: loss, ())
+        return value
 
-    def _run(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Tensor:
+    def skip(self) -> None:
+        """Stands for `backward` where this process has nothing to train on, and others have.
+
+        They wait for its gradients; it sends zeros. With `Guard(uneven=True)` the gradients of
+        the others then weigh more: the step is that of a run on their batches alone. Without it,
+        all leave the step out. For the last micro-batch of a step it has to stand outside of
+        `no_sync`, like `backward`. A step that calls neither skips once.
+
+        The model has to be wrapped in one `DistributedDataParallel`, which the others call once
+        for each micro-batch. In one process nothing happens.
+
+        Raises:
+            ArgumentError: If there are several processes and no such wrapper.
+        """
+        self.absent.add(len(self._calls))
+        self._calls.append((self._send_nothing, ()))
+        self._send_nothing()
+
+    def _run(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        if function == self._send_nothing:
+            return function()
         loss = function(*args)
         if not isinstance(loss, Tensor):
             raise ArgumentError(f"loss must be a tensor; got {type(loss).__name__}.")
@@ -634,18 +748,26 @@ class Step:
         return loss
 
     @property
-    def parts(self) -> list[Callable[[], Any]]:
-        """Each runs one of the calls once more; none if one of them cannot be run."""
+    def count(self) -> int:
+        """Micro-batches, with those that were skipped."""
+        return len(self._calls)
+
+    @property
+    def parts(self) -> list[Callable[[], Any] | None]:
+        """Each runs one of the calls once more, None for `skip`; none if one cannot be run."""
         if self.replay is None:
             return []
-        return [partial(self._run, function, args) for function, args in self._calls]
+        return [
+            None if number in self.absent else partial(self._run, function, args)
+            for number, (function, args) in enumerate(self._calls)
+        ]
 
     @property
     def replay(self) -> Callable[[], Any] | None:
         """Runs the calls of this step once more; None if one of them cannot be run."""
         return None if any(function is None for function, _ in self._calls) else self._replay
 
-    def _replay(self) -> list[Tensor]:
+    def _replay(self) -> list[Any]:
         kept = self.loss
         try:
             return [self._run(function, args) for function, args in self._calls]

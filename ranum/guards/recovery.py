@@ -186,10 +186,9 @@ class Skip:
         self._last, self._row = fault.step, row
         parts = guard.leave_out_parts()
         if parts is not None:
-            which = ", ".join(map(str, parts))
             return Outcome(
                 action="skip part",
-                detail=f"left micro-batch {which} of the step out; the others weigh more",
+                detail=f"left {parts} out; the others weigh more",
                 proceed=True,
             )
         return Outcome(action=self.name, detail=detail)

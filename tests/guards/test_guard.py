@@ -574,7 +574,8 @@ def test_a_huge_gradient_that_does_not_come_again_is_retried(is_repeatable):
 def test_own_gradients_say_nothing_about_those_of_all_processes(monkeypatch):
     """As under Lightning, where a replay does not go through the replicas."""
     run = Run(remedies=[Retry(), Skip()], symptoms=None)
-    for name, value in (("is_shared", lambda: True), ("agree", lambda answer: answer)):
+    own = (("is_shared", lambda: True), ("agree", lambda answer: answer), ("rank", lambda: 0))
+    for name, value in own:
         monkeypatch.setattr(guard_module.processes, name, value)
     monkeypatch.setattr(guard_module.processes, "gathered", lambda value: [value])
     run.guard._reduce = lambda answer: answer

@@ -179,7 +179,7 @@ def test_skip_fits(cause, fits):
 
 def test_skip_leaves_out_only_what_is_bad():
     guard = FakeGuard()
-    guard.bad_parts = [1]
+    guard.bad_parts = "micro-batch 1 of the step"
     outcome = Skip().apply(fault(cause="data"), guard)
     assert (outcome.action, outcome.proceed) == ("skip part", True)
     assert outcome.detail == "left micro-batch 1 of the step out; the others weigh more"
