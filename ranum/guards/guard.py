@@ -709,13 +709,11 @@ class Step:
         """
         if callable(loss) and not isinstance(loss, Tensor):
             self._calls.append((loss, args))
-            value: Tensor = self._run(loss, args)
-            return value
+            return self._train(loss, args)
         if args:
             raise ArgumentError("args must be empty when loss is a tensor; pass a function.")
         self._calls.append((None, ()))
-        value = self._run(lambda: loss, ())
-        return value
+        return self._train(lambda: loss, ())
 
     def skip(self) -> None:
         """Stands for `backward` where this process has nothing to train on, and others have.
@@ -736,8 +734,9 @@ class Step:
         self._send_nothing()
 
     def _run(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-        if function == self._send_nothing:
-            return function()
+        return function() if function == self._send_nothing else self._train(function, args)
+
+    def _train(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Tensor:
         loss = function(*args)
         if not isinstance(loss, Tensor):
             raise ArgumentError(f"loss must be a tensor; got {type(loss).__name__}.")

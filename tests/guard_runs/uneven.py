@@ -1,7 +1,7 @@
 """One of two processes that train replicas, with more or fewer batches in each; see `processes`.
 
-Each argument is a run. A run "by hand" has no guard and no wrapper in the step that matters: it says
-what the guarded run of the same name has to end with.
+Each argument is a run. One that is "expected" has neither guard nor, in the step that matters, a
+wrapper: it says what the guarded run has to end with.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def expected(batches: int, had: str) -> dict[str, Any]:
 
 
 def guarded(batches: int, fault: str, *, uneven: bool, had: str = "all") -> dict[str, Any]:
-    """The run under a guard. The fault is NaN in the batches ("bad"), or none of them ("absent")."""
+    """The run under a guard; what a process has not is NaN ("bad"), or not there ("absent")."""
     run = Run(batches)
     guard = Guard(run.model, run.optimizer, remedies=[Skip()], uneven=uneven, strict=True)
     for number in range(STEPS):
@@ -150,11 +150,11 @@ def sharded(*, is_guarded: bool) -> dict[str, Any]:
     def loss(x: Tensor, y: Tensor, share: int) -> Tensor:
         return nn.functional.cross_entropy(model(x), y) / share
 
-    for number, parts in enumerate(run.steps):
-        if number == AT and is_guarded:
-            parts[1 + 2 * run.rank][0][1, 2] = torch.nan
-        elif number == AT:
-            parts = parts[::2]
+    if is_guarded:
+        run.steps[AT][1 + 2 * run.rank][0][1, 2] = torch.nan
+    else:
+        run.steps[AT] = run.steps[AT][::2]
+    for parts in run.steps:
         with guard.step(parts) as step:
             for x, y in parts:
                 step.backward(loss, x, y, len(parts))
