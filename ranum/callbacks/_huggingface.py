@@ -24,6 +24,7 @@ from ranum.callbacks._options import (
     path_option,
     remedies_option,
     seconds_option,
+    states_option,
     steps_option,
     symptoms_option,
 )
@@ -76,6 +77,11 @@ class RanumCallback(TrainerCallback):
             1 % of the training time.
         snapshot_to: Where they are kept: "auto", by what is free, "device", "host", "disk" or a
             folder.
+        also: More that has to go back with the weights: modules, such as an average of them, and
+            whatever has `state_dict` and `load_state_dict`. Steps that are trained again are not
+            told to other callbacks: have an average follow the optimizer instead
+            (`optimizer.register_step_post_hook`).
+        vote: With several processes, ask all of them in each step; see `ranum.Guard`.
         confirm_seconds: Time for proving defects by failing inputs, wall clock; 0 proves none.
         log_dir: Where the report goes; "ranum_report" in the `output_dir` if None.
         verbose: Tell the story in the terminal.
@@ -94,6 +100,8 @@ class RanumCallback(TrainerCallback):
         sample_every: int = 10,
         snapshot_every: int | str = 50,
         snapshot_to: str = "auto",
+        also: Sequence[Any] = (),
+        vote: bool = False,
         confirm_seconds: float = 10.0,
         log_dir: str | Path | None = None,
         verbose: bool = True,
@@ -105,6 +113,8 @@ class RanumCallback(TrainerCallback):
         self.sample_every = steps_option("sample_every", sample_every)
         self.snapshot_every = interval_option("snapshot_every", snapshot_every)
         self.snapshot_to = checked_place(snapshot_to)
+        self.also = states_option("also", also)
+        self.vote = bool(vote)
         self.confirm_seconds = seconds_option("confirm_seconds", confirm_seconds)
         self.log_dir = path_option("log_dir", log_dir)
         self.verbose = bool(verbose)
@@ -197,6 +207,8 @@ class RanumCallback(TrainerCallback):
                 decision = self._train_again(state)
             self._position.is_again = False
             self._leaves_out = decision.leaves_out
+            if decision.leaves_out:
+                guard.snapshots.take_settings()
             if decision.stop:
                 control.should_training_stop = True
         return control
@@ -212,6 +224,7 @@ class RanumCallback(TrainerCallback):
             with self._session.contained("the guard"):
                 if self._leaves_out:
                     state.global_step -= 1
+                    self._guard.snapshots.restore_settings()
                 self._guard.end()
                 if control.should_save:
                     self._check_at_rest(state)
@@ -406,6 +419,8 @@ class RanumCallback(TrainerCallback):
             strict=self.strict,
             position=self._position,
             incident_dir=session.incident_dir,
+            also=self.also,
+            vote=self.vote,
         )
         if self._args.torch_compile:
             line = "compiled models are checked by their gradients alone"

@@ -12,7 +12,6 @@ import importlib.util
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -20,13 +19,14 @@ from typing import Any, Literal
 from torch import Tensor
 
 from ranum.analysis.capture.lightning import lightning_program
-from ranum.analysis.scan import Batches
+from ranum.callbacks._averages import averages
 from ranum.callbacks._options import (
     analyze_option,
     interval_option,
     path_option,
     remedies_option,
     seconds_option,
+    states_option,
     steps_option,
     symptoms_option,
 )
@@ -34,7 +34,18 @@ from ranum.callbacks._position import LightningPosition, saves_weights_only
 from ranum.callbacks._remedies import InsertClip, RepairConfiguration
 from ranum.callbacks._restart import Restart
 from ranum.callbacks._session import Session, checked
+from ranum.callbacks._trainer import (
+    gradient_clip,
+    precision,
+    replay,
+    summary_writer,
+    to_device,
+    training_data,
+    training_loader,
+    unscaled,
+)
 from ranum.callbacks._trials import Trials, has_choice_of_batch_size, saved_state
+from ranum.callbacks._uneven import Absences
 from ranum.errors import ArgumentError, MissingExtraError, RanumWarning
 from ranum.guards._places import checked_place
 from ranum.guards.guard import Guard
@@ -98,6 +109,13 @@ class GuardCallback:
             1 % of the training time.
         snapshot_to: Where they are kept: "auto", by what is free, "device", "host", "disk" or a
             folder.
+        also: More that has to go back with the weights: modules, such as an average of them, and
+            whatever has `state_dict` and `load_state_dict`. The averages that Lightning's own
+            callbacks keep go back without being named.
+        vote: With DDP, ask all processes in each step; see `Guard`.
+        uneven: With DDP, `training_step` may return None in some of the processes: those have
+            nothing to train on, and the gradients of the others weigh more. Of a batch that is
+            bad in one process only that share is left out. See `Guard`.
         confirm_seconds: Time for proving defects by failing inputs, wall clock; 0 proves none.
         training_seconds: Time for training runs into the defects that fail for some weights
             only, with the run's own optimizer, if it has one; 0 looks for none.
@@ -121,6 +139,9 @@ class GuardCallback:
         sample_every: int = 10,
         snapshot_every: int | Literal["auto"] = 50,
         snapshot_to: str = "auto",
+        also: Sequence[Any] = (),
+        vote: bool = False,
+        uneven: bool = False,
         confirm_seconds: float = 10.0,
         training_seconds: float = 0.0,
         log_dir: str | None = None,
@@ -142,6 +163,9 @@ class GuardCallback:
         self.sample_every = steps_option("sample_every", sample_every)
         self.snapshot_every = interval_option("snapshot_every", snapshot_every)
         self.snapshot_to = checked_place(snapshot_to)
+        self.also = states_option("also", also)
+        self.vote = bool(vote)
+        self.uneven = bool(uneven)
         self.confirm_seconds = seconds_option("confirm_seconds", confirm_seconds)
         self.training_seconds = seconds_option("training_seconds", training_seconds)
         self.log_dir = path_option("log_dir", log_dir)
@@ -161,6 +185,7 @@ class GuardCallback:
         self._leaves_out = False
         self._is_analysed = False
         self._incident_dir: Path | None = None
+        self._absences: Absences | None = None
 
     def __repr__(self) -> str:
         return (
@@ -243,7 +268,7 @@ class GuardCallback:
             self._incident_dir = None if trainer.fast_dev_run else directory / "incidents"
             self._session = Session(
                 directory=None if trainer.fast_dev_run else directory,
-                writer=None if trainer.fast_dev_run else _summary_writer(trainer),
+                writer=None if trainer.fast_dev_run else summary_writer(trainer),
                 show=trainer.is_global_zero,
                 strict=self.strict,
                 quiet=not self.verbose,
@@ -266,6 +291,8 @@ class GuardCallback:
                 self._initial = saved_state(pl_module)
             self._position = LightningPosition(trainer, pl_module)
             self._make_guard(trainer, pl_module)
+            if self.uneven and self._is_replicated(trainer) and self._guard is not None:
+                self._absences = Absences(trainer, pl_module, self._guard)
             if self._loaded_guard and self._guard is not None:
                 self._guard.load_state_dict(self._loaded_guard)
                 self._loaded_guard = {}
@@ -295,20 +322,18 @@ class GuardCallback:
                     pl_module,
                     batch,
                     batch_idx=batch_idx,
-                    precision=_precision(trainer),
+                    precision=precision(trainer),
                 ),
                 confirm_seconds=self.confirm_seconds,
                 training_seconds=self.training_seconds if len(trainer.optimizers) == 1 else 0.0,
                 optimizer=next(iter(trainer.optimizers), None),
-                data=_data(trainer, pl_module),
+                data=training_data(trainer, pl_module),
             )
         if self._guard is not None and session.is_on("the guard"):
             with session.contained("the guard"):
-                share = trainer.accumulate_grad_batches
-                replay = partial(_replay, pl_module, batch, batch_idx, _precision(trainer), share)
                 if self._position is not None:
                     self._position.batch_starts()
-                self._guard.begin(batch, replay)
+                self._guard.begin(batch, partial(replay, trainer, pl_module, batch, batch_idx))
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
         """Keeps the loss; it is read together with the gradients."""
@@ -316,7 +341,7 @@ class GuardCallback:
         if session is None or not isinstance(loss, Tensor) or trainer.world_size > 1:
             return  # of several processes each has a loss of its own; they must decide alike
         with session.contained("the loss reading"):
-            self._loss = _unscaled(loss.detach(), trainer) * trainer.accumulate_grad_batches
+            self._loss = unscaled(loss.detach(), trainer) * trainer.accumulate_grad_batches
             if self._guard is not None:
                 self._guard.look(loss)
 
@@ -415,6 +440,12 @@ class GuardCallback:
         if self._position is not None:
             with session.contained("the guard"):
                 self._position.detach()
+        if self._absences is not None:
+            self._absences.close()
+
+    def _is_replicated(self, trainer: Any) -> bool:
+        """True for several processes with a replica of the model each."""
+        return trainer.world_size > 1 and type(trainer.strategy).__name__ == "DDPStrategy"
 
     def _fit_to_strategy(self, trainer: Any) -> None:
         """With several processes: what is safe there, and a word on what is left out."""
@@ -465,6 +496,9 @@ class GuardCallback:
             history=None if former is None else former.history,
             position=self._position,
             incident_dir=self._incident_dir,
+            also=[*averages(trainer), *self.also],
+            vote=self.vote and self._is_replicated(trainer),
+            uneven=self.uneven and self._is_replicated(trainer),
         )
 
     def _remedies(self, trainer: Any, pl_module: Any) -> list[Remedy]:
@@ -489,18 +523,18 @@ class GuardCallback:
         if not pl_module.automatic_optimization:
             return None  # such a step cannot be tried on its own
         optimizer = trainer.optimizers[0]
-        loader = _training_loader(trainer)
+        loader = training_loader(trainer)
         size = loader.batch_size if has_choice_of_batch_size(loader) else None
         trials = Trials(
             module=pl_module,
             initial=self._initial,
             optimizer=optimizer,
             loader=loader,
-            to_device=partial(_to_device, trainer),
-            precision=_precision(trainer),
+            to_device=partial(to_device, trainer),
+            precision=precision(trainer),
         )
         faulty = read_configuration(
-            pl_module, optimizer, size, gradient_clip=_gradient_clip(trainer, pl_module)
+            pl_module, optimizer, size, gradient_clip=gradient_clip(trainer, pl_module)
         )
         faulty["learning_rate"] = self._guard_start_rate(optimizer, faulty["learning_rate"])
         session.searching(fault)
@@ -571,84 +605,3 @@ def _is_installed(name: str) -> bool:
 def _symptoms(optimizers: int) -> tuple[Symptom, ...]:
     """The default rules; without those about the whole run where several losses alternate."""
     return tuple(rule for rule in default_symptoms() if optimizers == 1 or not rule.is_of_run)
-
-
-def _replay(module: Any, batch: Any, batch_idx: int, precision: Any, share: int) -> Tensor | None:
-    """Forward, loss and backward of one batch, without the Trainer noticing.
-
-    The loss is divided among the `share` batches of a step, as Lightning does.
-    """
-    loss = lightning_program(module, batch, batch_idx=batch_idx, precision=precision).step(batch)
-    if loss is not None and loss.requires_grad:
-        (loss / share).backward()
-    return loss
-
-
-def _unscaled(loss: Tensor, trainer: Any) -> Tensor:
-    """The loss without the factor of a gradient scaler; Lightning's hook comes after it."""
-    scaler = getattr(trainer.precision_plugin, "scaler", None)
-    if scaler is None or not scaler.is_enabled():
-        return loss
-    scaled_one: Tensor = scaler.scale(loss.new_ones(()))
-    return loss / scaled_one
-
-
-def _gradient_clip(trainer: Any, pl_module: Any) -> float | None:
-    """The norm that the Trainer clips gradients to, 0 if it does not; None if it does otherwise."""
-    algorithm = getattr(trainer.gradient_clip_algorithm, "value", trainer.gradient_clip_algorithm)
-    is_own = not _is_lightnings(type(pl_module).configure_gradient_clipping)
-    if is_own or algorithm not in (None, "norm"):
-        return None
-    return trainer.gradient_clip_val or 0
-
-
-def _precision(trainer: Any) -> Any:
-    return getattr(trainer.precision_plugin, "train_step_context", nullcontext)
-
-
-def _summary_writer(trainer: Any) -> Any:
-    for logger in trainer.loggers:
-        experiment = getattr(logger, "experiment", None)
-        if hasattr(experiment, "add_custom_scalars") and hasattr(experiment, "add_scalar"):
-            return experiment
-    return None
-
-
-def _training_loader(trainer: Any) -> Any:
-    loader = trainer.train_dataloader
-    return loader[0] if isinstance(loader, (list, tuple)) and len(loader) == 1 else loader
-
-
-def _data(trainer: Any, pl_module: Any) -> Batches | None:
-    """The training data as `training_step` gets it, to be read with care."""
-    owners = [owner for owner in (pl_module, trainer.datamodule) if owner is not None]
-    hooks = [getattr(type(owner), name, None) for owner in owners for name in _TRANSFER_HOOKS]
-    own = [hook for hook in hooks if hook is not None and not _is_lightnings(hook)]
-    if own and trainer.datamodule is not None:
-        return None  # what such hooks change in a data module could not be put back
-    return Batches(
-        _training_loader(trainer),
-        convert=partial(_to_device, trainer),
-        batches=_SCANNED_BATCHES,
-        seconds=_SCAN_SECONDS,
-        is_careful=True,
-        model=pl_module if own else None,
-    )
-
-
-_TRANSFER_HOOKS = (
-    "on_before_batch_transfer",
-    "transfer_batch_to_device",
-    "on_after_batch_transfer",
-)
-_SCANNED_BATCHES = 16
-_SCAN_SECONDS = 1.0
-
-
-def _is_lightnings(hook: Any) -> bool:
-    return str(hook.__module__).startswith(("lightning.", "pytorch_lightning."))
-
-
-def _to_device(trainer: Any, batch: Any) -> Any:
-    batch = trainer.precision_plugin.convert_input(batch)
-    return trainer.strategy.batch_to_device(batch, dataloader_idx=0)

@@ -42,6 +42,18 @@ def symptoms_option(value: Any) -> tuple[Symptom, ...] | None:
     )
 
 
+def states_option(name: str, value: Any) -> tuple[Any, ...]:
+    """Things that have a state."""
+    return tuple(
+        checked(
+            name,
+            value,
+            "a sequence of modules, or of what has state_dict and load_state_dict",
+            lambda one: all(hasattr(item, "load_state_dict") for item in one),
+        )
+    )
+
+
 def steps_option(name: str, value: Any) -> int:
     """A number of steps."""
     found: int = checked(

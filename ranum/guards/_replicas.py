@@ -47,22 +47,34 @@ def wrapper_of(model: nn.Module) -> DistributedDataParallel | None:
 class _Nothing(nn.Module):
     """Stands for a model in a step without a batch: its gradients are zero, or NaN."""
 
-    def __init__(
-        self, model: nn.Module, parameters: Sequence[nn.Parameter], *, is_bad: bool
-    ) -> None:
+    def __init__(self, wrapper: DistributedDataParallel, *, is_bad: bool) -> None:
         super().__init__()
-        self._model, self._trained = [model], list(parameters)  # not as parts of this one
+        self._wrapper, self._model = [wrapper], [wrapper.module]  # not as parts of this one
         self._is_bad = is_bad
 
     def named_buffers(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Tensor]]:
         """The model's, which replicas bring together before each forward pass."""
-        return self._model[0].named_buffers(*args, **kwargs)
+        yield from self._model[0].named_buffers(*args, **kwargs)
 
     def forward(self, _: Tensor) -> Tensor:
-        # No element is read, so that weights that are not finite themselves do not matter.
-        length = 1 if self._is_bad else 0
-        total = torch.stack([p.flatten()[:length].sum().float() for p in self._trained]).sum()
-        return total * math.nan if self._is_bad else total
+        return nothing(self._wrapper[0], self._model[0], is_bad=self._is_bad)
+
+
+def nothing(wrapper: DistributedDataParallel, model: nn.Module, *, is_bad: bool = False) -> Tensor:
+    """A loss whose gradients are zero, `[]`; NaN with `is_bad`.
+
+    Args:
+        wrapper: Of the replica.
+        model: What it wraps.
+        is_bad: As in `take_part`.
+    """
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if wrapper.find_unused_parameters:
+        trained = trained[:1]  # what no process uses shall stay unused
+    # Without `is_bad` no element is read, so that weights which are not finite do not matter.
+    length = 1 if is_bad else 0
+    total = torch.stack([p.flatten()[:length].sum().float() for p in trained]).sum()
+    return total * math.nan if is_bad else total
 
 
 def take_part(wrapper: DistributedDataParallel, *, is_bad: bool = False) -> None:
@@ -76,10 +88,7 @@ def take_part(wrapper: DistributedDataParallel, *, is_bad: bool = False) -> None
             an ordinary one.
     """
     model = wrapper.module
-    trained = [p for p in model.parameters() if p.requires_grad]
-    if wrapper.find_unused_parameters:
-        trained = trained[:1]  # what no process uses shall stay unused
-    wrapper.module = _Nothing(model, trained, is_bad=is_bad)  # not through the model's own hooks
+    wrapper.module = _Nothing(wrapper, is_bad=is_bad)  # not through the model's own hooks
     try:
         # An argument, without which a wrapper on a GPU cannot move its arguments there.
         loss = wrapper(torch.zeros(()))

@@ -80,7 +80,9 @@ def train(
 
     model.net[0].weight.register_hook(poisoned)
     defaults = {"verbose": False, "strict": True, "snapshot_every": 3, "analyze": "off"}
-    callback = callback or RanumCallback(**defaults)
+    # Of a model that has come with hooks there is no copy.
+    average = torch.optim.swa_utils.AveragedModel(Classifier())
+    callback = callback or RanumCallback(**defaults, also=[average])
     if remedies is not None:
         make = callback._make_guard
 
@@ -106,8 +108,9 @@ def train(
         model=model, args=arguments, train_dataset=Samples(poison), callbacks=[callback]
     )
     trainer.remove_callback(transformers.PrinterCallback)
+    optimizer = trainer.create_optimizer()
+    optimizer.register_step_post_hook(lambda *_: average.update_parameters(model))
     trainer.train()
-    optimizer = trainer.optimizer
     end = {
         "weights": [t.clone() for t in model.state_dict().values()],
         "moments": [v.clone() for s in optimizer.state.values() for v in s.values()],
@@ -115,6 +118,7 @@ def train(
         "schedule": trainer.lr_scheduler.state_dict()["last_epoch"],
         "random": torch.get_rng_state(),
         "steps": trainer.state.global_step,
+        "average": [t.clone() for t in average.state_dict().values()],
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
     }
     return end, callback
@@ -169,7 +173,7 @@ def test_a_bad_batch_is_named_left_out_and_not_counted(tmp_path):
     assert [incident.action for incident in incidents] == ["skip", "skip"]  # in either epoch
     assert incidents[0].culprit.cause == "data"
     assert incidents[0].culprit.name == "batch['x']"
-    assert end["steps"] == end["schedule"] == 14
+    assert end["steps"] == end["schedule"] == int(end["average"][0]) == 14
     assert all(bool(tensor.isfinite().all()) for tensor in end["weights"])
 
 
@@ -302,6 +306,7 @@ def test_a_fault_inside_ranum_is_reported_once_and_training_goes_on(tmp_path, mo
         ({"on_fault": "skip"}, "on_fault must be a sequence of names out of retry"),
         ({"snapshot_every": 0}, "snapshot_every must be a whole number of at least 1; got 0"),
         ({"symptoms": ["spike"]}, "symptoms must be a sequence of symptoms or None"),
+        ({"also": [3]}, "also must be a sequence of modules, or of what has state_dict"),
         ({"log_dir": 3}, "log_dir must be a path or None; got 3"),
         ({"confirm_seconds": -1}, "confirm_seconds must be 0 or more seconds; got -1"),
     ],

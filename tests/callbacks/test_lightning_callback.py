@@ -213,6 +213,7 @@ def test_the_loggers_writer_is_used(pl, tmp_path):
         ({"sample_every": 0}, "sample_every must be a whole number of at least 1; got 0"),
         ({"snapshot_every": 2.5}, "snapshot_every must be a whole number"),
         ({"snapshot_to": "moon"}, "snapshot_to must be one of .* or a folder that exists"),
+        ({"also": [3]}, "also must be a sequence of modules, or of what has state_dict"),
         ({"search": {"learning_rate": 1}}, "search must be a SearchSpace or None"),
         ({"symptoms": ["NaN"]}, "symptoms must be a sequence of symptoms or None"),
         ({"confirm_seconds": -1}, "confirm_seconds must be 0 or more seconds; got -1"),

@@ -120,6 +120,8 @@ def fit(
     workers: int = 0,
     stream: bool = False,
     manual: bool = False,
+    average: str = "",
+    also: Any = (),
     **options: Any,
 ) -> tuple[dict[str, Any], Any]:
     cls = importlib.import_module(CALLBACKS[pl.__name__]).RanumCallback
@@ -131,7 +133,11 @@ def fit(
     for seed in (torch.manual_seed, random.seed, np.random.seed):
         seed(0)
     module = build(pl, fault=fault, at=at, manual=manual)
-    callback = Chosen(analyze="off", verbose=False, strict=True, snapshot_every=4)
+    callback = Chosen(analyze="off", verbose=False, strict=True, snapshot_every=4, also=also)
+    callbacks = [callback]
+    if average:
+        ema = pl.callbacks.EMAWeightAveraging(decay=0.9)
+        callbacks.insert(0 if average == "first" else 1, ema)
     loader = DataLoader(
         Stream() if stream else Noisy(),
         batch_size=4,
@@ -141,7 +147,7 @@ def fit(
     )
     trainer = pl.Trainer(
         max_epochs=2,
-        callbacks=[callback],
+        callbacks=callbacks,
         default_root_dir=tmp_path,
         logger=False,
         enable_progress_bar=False,
@@ -165,6 +171,10 @@ def fit(
         "metrics": {name: float(v) for name, v in trainer.callback_metrics.items()},
         "validated": sorted(set(module.validated)),  # once more at a count gone back over
     }
+    if average:
+        average_of = ema._average_model.state_dict()
+        end["average"] = [t.clone() for t in average_of.values()]
+        end["averaged"] = int(ema._average_model.n_averaged)
     return end, callback
 
 
@@ -229,6 +239,41 @@ def test_of_accumulated_batches_only_the_bad_one_is_left_out(pl, tmp_path):
     assert all(bool(tensor.isfinite().all()) for tensor in end["weights"])
     norms = [reading.grad_norm for reading in callback.history.readings]
     assert len(norms) == 4
+
+
+@pytest.mark.parametrize("average", ["first", "last"])
+def test_averages_go_back_with_the_weights(pl, tmp_path, average):
+    """Of Lightning's own callback, which may stand before ours and after it."""
+    reference, _ = fit(pl, tmp_path, average=average)
+    for remedy in (Retry(), Rollback(1.0)):
+        end, callback = fit(
+            pl, tmp_path, fault="gradient", at=15, remedies=[remedy], average=average
+        )
+        assert [one.action for one in callback.history.incidents] == [remedy.name]
+        assert difference(end, reference) == []
+    end, _ = fit(pl, tmp_path, fault="data", at=5, remedies=["skip"], average=average)
+    assert end["averaged"] == reference["averaged"] - 1
+
+
+class Counter:
+    """Something with a state that is no module: counts its own loads."""
+
+    def __init__(self) -> None:
+        self.loaded: list[int] = []
+
+    def state_dict(self) -> dict[str, int]:
+        return {"loads": len(self.loaded)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.loaded.append(state["loads"])
+
+
+def test_what_else_is_named_goes_back_too(pl, tmp_path):
+    counter = Counter()
+    fit(pl, tmp_path, also=[counter])
+    assert counter.loaded == []
+    fit(pl, tmp_path, fault="gradient", at=6, remedies=[Rollback(1.0)], also=[counter])
+    assert counter.loaded[0] == 0
 
 
 def test_either_namespace(namespace, tmp_path):

@@ -1,6 +1,7 @@
 """One of the processes of a Lightning run under a guard; see `processes`.
 
-Each argument is a run: the strategy ("ddp" or "fsdp"), the fault, and the remedies.
+Each argument is a run: the strategy ("ddp" or "fsdp"), the fault, and the remedies; underscores
+stand for spaces.
 """
 
 from __future__ import annotations
@@ -42,9 +43,16 @@ class Module(pl.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x, y = batch
+        is_here = self.global_rank == 1 or self.fault == "both by hand"
+        if self.fault in ("None", "by hand", "both by hand") and batch_idx == AT and is_here:
+            if self.fault == "None":
+                self.net(x)  # of which no trace may stay
+                return None
+            return sum(p.flatten()[:0].sum() for p in self.parameters())
         loss = nn.functional.cross_entropy(self.net(x), y)
         self.log("loss", loss)
-        return loss
+        others = {"by hand": AT, "both by hand": AT + 1}
+        return loss * 2 if batch_idx == others.get(self.fault) else loss
 
     def on_after_backward(self) -> None:
         self.attempts += 1
@@ -69,17 +77,18 @@ def train(way: str, fault: str, remedies: str) -> dict[str, Any]:
         def _remedies(self, trainer: Any, pl_module: Any) -> list[Any]:
             return REMEDIES[remedies]()
 
+    uneven = fault in ("None", "share")
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(96, 4, generator=generator)
     rows = torch.arange(96).reshape(12, 2, 4)  # step, process, sample
     y = torch.arange(96) % 3
-    if fault == "data":
+    if fault in ("data", "share", "part"):
         x[rows[AT, 1, 1], 2] = torch.nan
     if fault == "left":
         rows = torch.cat((rows[:AT], rows[AT + 1 :]))
     order = rows[:, int(os.environ["RANK"])].flatten()
     module = Module(way, fault)
-    callback = Callback("off", verbose=False, snapshot_every=5, strict=True)
+    callback = Callback("off", verbose=False, snapshot_every=5, strict=True, uneven=uneven)
     trainer = pl.Trainer(
         max_epochs=1,
         callbacks=[callback],
@@ -89,6 +98,7 @@ def train(way: str, fault: str, remedies: str) -> dict[str, Any]:
         use_distributed_sampler=False,
         logger=False,
         enable_checkpointing=False,
+        accumulate_grad_batches=2 if fault in ("part", "both by hand") else 1,
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=sys.argv[1],
@@ -113,7 +123,9 @@ def train(way: str, fault: str, remedies: str) -> dict[str, Any]:
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    runs = {name: train(*name.split()) for name in sys.argv[2:]}
+    runs = {
+        name: train(*(word.replace("_", " ") for word in name.split())) for name in sys.argv[2:]
+    }
     with open(f"{sys.argv[1]}/{distributed.get_rank()}.json", "w") as file:
         json.dump(runs, file)
     distributed.destroy_process_group()

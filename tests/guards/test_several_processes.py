@@ -30,6 +30,11 @@ FITS = (
     "ddp left ladder",
     "ddp data ladder",
     "ddp gradient rollback",
+    "ddp by_hand ladder",
+    "ddp both_by_hand ladder",
+    "ddp None ladder",
+    "ddp share ladder",
+    "ddp part ladder",
     "fsdp none ladder",
     "fsdp left ladder",
     "fsdp data ladder",
@@ -132,5 +137,21 @@ def fitted(tmp_path_factory) -> list[dict]:
 def test_a_fit_on_two_processes_ends_like_one_without(fitted, run, reference, action):
     for ran, other in zip(both(fitted, run), both(fitted, reference), strict=True):
         assert [incident[0] for incident in ran["incidents"]] == [action]
+        assert ran["all"] == other["all"]
+        assert ran["steps"] == other["steps"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("run", "by_hand", "actions"),
+    [
+        ("ddp None ladder", "ddp by_hand ladder", []),
+        ("ddp share ladder", "ddp by_hand ladder", ["skip part"]),
+        ("ddp part ladder", "ddp both_by_hand ladder", ["skip part"]),
+    ],
+)
+def test_in_a_fit_a_step_is_one_on_what_is_left(fitted, run, by_hand, actions):
+    for ran, other in zip(both(fitted, run), both(fitted, by_hand), strict=True):
+        assert [incident[0] for incident in ran["incidents"]] == actions
         assert ran["all"] == other["all"]
         assert ran["steps"] == other["steps"]
