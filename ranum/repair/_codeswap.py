@@ -8,25 +8,27 @@ Nothing is changed until everything has been checked.
 
 from __future__ import annotations
 
-import builtins
-import gc
 import inspect
 import io
 import linecache
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
 from types import CodeType, FunctionType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
 
 from ranum.errors import PatchError
+from ranum.repair._alive import functions_in, hold_all
 from ranum.repair._splice import Merged, Splice, Text, merge, read_text
+
+if TYPE_CHECKING:
+    from ranum.analysis.capture.tensorflow.bridge import Traces
 
 Path = tuple[int, ...]
 """Place of a code object in its file: which nested code object, level by level."""
@@ -34,6 +36,7 @@ Path = tuple[int, ...]
 _UNSET = object()
 _lock = threading.RLock()
 _files: dict[str, _LiveFile] = {}
+_watched: list[Traces] = []  # one while an edit is live in a process with TensorFlow
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +118,13 @@ def install(edits: Mapping[str, tuple[Text, Sequence[Sequence[Splice]]]]) -> Ins
         PatchError: If any of them cannot be made live; nothing was changed.
     """
     token = object()
-    with _lock:
+    with _lock, _traces_watched():
         plans, names, pending = [], list[str](), False
-        for file, (text, groups) in edits.items():
-            live = _file(file, text)
-            functions = _functions(live)
+        files = {file: _file(file, text) for file, (text, _) in edits.items()}
+        alive = _alive_in(files)
+        for file, (_, groups) in edits.items():
+            live = files[file]
+            functions = _functions(live, alive[file])
             for group in groups:
                 for path in _edited(live, group):
                     name = live.original[path].co_qualname
@@ -131,14 +136,19 @@ def install(edits: Mapping[str, tuple[Text, Sequence[Sequence[Splice]]]]) -> Ins
         _commit(plans)
 
     def remove() -> None:
-        with _lock:
-            _commit(
-                [
-                    _plan(live, kept, _functions(live))
-                    for live in list(_files.values())
-                    if len(kept := [e for e in live.edits if e[0] is not token]) < len(live.edits)
-                ]
-            )
+        with _lock, _traces_watched():
+            kept = {
+                file: [edit for edit in live.edits if edit[0] is not token]
+                for file, live in _files.items()
+                if any(edit[0] is token for edit in live.edits)
+            }
+            known = {file: _swapped(_files[file]) for file, rest in kept.items() if not rest}
+            alive = _alive_in([file for file in kept if known.get(file) is None])
+            plans = []
+            for file, rest in kept.items():
+                functions = _functions(_files[file], known.get(file) or alive[file])
+                plans.append(_plan(_files[file], rest, functions))
+            _commit(plans)
 
     return Installation(tuple(dict.fromkeys(names)), pending, remove)
 
@@ -255,12 +265,13 @@ class _Functions:
     ambiguous: set[Path] = field(default_factory=set)
 
 
-def _functions(live: _LiveFile) -> _Functions:
+def _functions(live: _LiveFile, alive: Iterable[FunctionType]) -> _Functions:
+    """The functions of the file that are alive, each at its place."""
     result = _Functions()
     places: dict[tuple[str, int], list[Path]] = {}
     for path, code in live.original.items():
         places.setdefault((code.co_qualname, code.co_firstlineno), []).append(path)
-    for function in _in_file(live.file):
+    for function in alive:
         code = function.__code__
         known = live.known.get(id(code))
         if known is not None:
@@ -281,26 +292,22 @@ def _functions(live: _LiveFile) -> _Functions:
     return result
 
 
-def _in_file(file: str) -> list[FunctionType]:
-    """The live functions whose code comes from a file.
-
-    Functions refer to their built-ins: to ask for those takes half as long as a look at all
-    objects, which finds the functions with built-ins of their own (restricted `exec`).
-    """
-    for candidates in (partial(gc.get_referrers, builtins.__dict__), gc.get_objects):
-        found = [
-            function
-            for function in candidates()
-            if type(function) is FunctionType and _absolute(function.__code__.co_filename) == file
-        ]
-        if found:
-            return found
-    return []
+def _alive_in(files: Collection[str]) -> dict[str, list[FunctionType]]:
+    """The live functions of each file; what TensorFlow has traced is found in the same look."""
+    missing = [traces for traces in _watched if not traces.is_complete]
+    if not files and not missing:
+        return {}
+    found, traced = functions_in(files, *(traces.kind for traces in missing))
+    for traces in missing:
+        traces.complete(traced)
+    return found
 
 
-@lru_cache(maxsize=4096)
-def _absolute(file: str) -> str:
-    return file if file.startswith("<") else os.path.abspath(file)
+def _swapped(live: _LiveFile) -> list[FunctionType] | None:
+    """All functions that run code of ours; None if they cannot be told without a search."""
+    functions = [one for one in live.codes_before if id(one.__code__) in live.ours]
+    codes = [code for number, (_, code) in live.known.items() if number in live.ours]
+    return functions if functions and hold_all(functions, codes) else None
 
 
 def _check_live(live: _LiveFile, functions: _Functions, path: Path, name: str) -> None:
@@ -352,15 +359,15 @@ def _is_running(live: _LiveFile, functions: _Functions, path: Path) -> bool:
     held = {path}
     if not functions.by_path.get(path):  # made anew by a function around it, maybe under way
         held.update(path[:depth] for depth in range(1, len(path)))
-    for frame in sys._current_frames().values():
-        walker = frame
-        while walker is not None:
-            known = live.known.get(id(walker.f_code))
-            if known is not None and known[0] in held:
-                return True
-            if walker.f_back is None:
-                break
-            walker = walker.f_back
+    frames = list(sys._current_frames().values())
+    while frames:  # emptied: a frame that holds itself would keep the stack alive
+        frame = frames.pop()
+        known = live.known.get(id(frame.f_code))
+        if known is not None and known[0] in held:
+            return True
+        if frame.f_back is not None:
+            frames.append(frame.f_back)
+        del frame
     return False
 
 
@@ -408,10 +415,22 @@ def _commit(plans: Iterable[_Plan]) -> None:
     if done and "torch._dynamo" in sys.modules:
         # Compiled graphs may have the old code inlined without a guard on it.
         torch.compiler.reset()
-    if done and "tensorflow" in sys.modules:
-        from ranum.analysis.capture.tensorflow.bridge import forget_traces
+    for traces in _watched if done else ():
+        traces.forget()
 
-        forget_traces()
+
+@contextmanager
+def _traces_watched() -> Iterator[None]:
+    """Knows what TensorFlow has traced, from here until the last live edit is gone."""
+    if not _watched and "tensorflow" in sys.modules:
+        from ranum.analysis.capture.tensorflow.bridge import Traces
+
+        _watched.append(Traces())
+    try:
+        yield
+    finally:
+        while _watched and not _files:
+            _watched.pop().close()
 
 
 def _show_lines(live: _LiveFile, text: Text) -> None:

@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ranum.errors import ArgumentError, PatchError
 from ranum.repair import _codeswap
+from ranum.repair._alive import functions_in, hold_all
 from ranum.repair.patch import (
     apply_edits,
     clip_edit,
@@ -1224,5 +1225,88 @@ def test_the_package_loads_names_when_they_are_used():
 def test_live_functions_are_found_whatever_their_builtins(tmp_path, space):
     file = str(tmp_path / "program.py")
     exec(compile("def f():\n    return 1\n", file, "exec"), space)
-    assert _codeswap._in_file(file) == [space["f"]]
-    assert _codeswap._in_file(str(tmp_path / "other.py")) == []
+    other = str(tmp_path / "other.py")
+    found, _ = functions_in([file, other])
+    assert found == {file: [space["f"]], other: []}
+
+
+def test_instances_are_found_in_the_same_look(load):
+    class Kind:
+        pass
+
+    class Other(Kind):
+        pass
+
+    module = load("def f():\n    return 1\n")
+    kept = Kind(), Other()
+    assert functions_in([module.__file__], Kind) == ({module.__file__: [module.f]}, [kept[0]])
+    assert functions_in([], Kind) == ({}, [kept[0]])
+    assert functions_in(["/none.py"], Kind) == ({"/none.py": []}, [kept[0]])
+
+
+def test_references_tell_whether_other_functions_run_the_code(load):
+    f = load("def f(p):\n    def inner():\n        yield p\n    return inner\n").f
+    codes = [f.__code__, next(c for c in f.__code__.co_consts if isinstance(c, types.CodeType))]
+    kept = tuple(codes)
+    assert hold_all([f], codes)
+    assert not hold_all([], codes)
+    inner = f(1)
+    assert not hold_all([f], codes)
+    assert hold_all([f, inner], codes)
+    call = inner()
+    next(call)
+    assert not hold_all([f, inner], codes)
+    call.close()
+    del call
+    assert hold_all([f, inner], codes)
+    copy = types.FunctionType(f.__code__, {})
+    assert not hold_all([f, inner], codes)
+    assert hold_all([f, inner, copy], codes)
+    del copy, inner
+    assert hold_all([f], codes)
+    assert len(kept) == 2
+
+
+HOLDERS = {
+    "nothing else": lambda m: None,
+    "closure": lambda m: m.make(ZERO),
+    "copy": lambda m: types.FunctionType(m.f.__code__, vars(m)),
+    "call under way": lambda m: m.wait(ZERO),
+    "somebody's code": lambda m: m.f.__code__,
+}
+HELD = """
+def f(p):
+    return torch.log(p)
+def make(p):
+    def inner():
+        return torch.log(p)
+    return inner
+def wait(p):
+    yield
+    yield torch.log(p)
+"""
+
+
+@pytest.mark.parametrize("holder", HOLDERS)
+def test_the_way_back_searches_if_anything_else_holds_the_code(load, monkeypatch, holder):
+    module = load(HELD)
+    calls = [module.f, lambda p: module.make(p)(), lambda p: list(module.wait(p))[1]]
+    patch = apply_edits([clip_edit(record("log", call, ONE), "log", lower=TINY) for call in calls])
+    kept = HOLDERS[holder](module)
+    if holder == "call under way":
+        next(kept)
+    searches = []
+    monkeypatch.setattr(
+        _codeswap,
+        "functions_in",
+        lambda files, *kinds: searches.append(files) or functions_in(files, *kinds),
+    )
+    patch.undo()
+    assert len(searches) == (holder != "nothing else")
+    assert all(call(ZERO).isinf().all() for call in calls)
+    if holder == "closure":
+        assert kept().isinf().all()
+    if holder == "copy":
+        assert kept(ZERO).isinf().all()
+    if holder == "call under way":
+        assert next(kept).isfinite().all()

@@ -5,13 +5,12 @@ Only reached when the target is TensorFlow's; the rest of the package works on p
 
 from __future__ import annotations
 
-import gc
 import inspect
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, wraps
 from typing import Any
+from weakref import ReferenceType, ref
 
 from ranum.errors import MissingExtraError
 
@@ -188,29 +187,48 @@ def graph_python(function: Any) -> Callable[..., Any]:
     return plain
 
 
-def forget_traces() -> None:
-    """Has every live `tf.function` of the user's, and every Keras model, traced anew when called.
+class Traces:
+    """What every `tf.function` has traced, Keras' steps among them; to be forgotten.
 
-    There is no public way to say so for a `tf.function`.
+    There is no public way to have a `tf.function` traced anew, and no list of them: those that
+    are made from now on are noted, the others must be handed in.
+
+    Attributes:
+        kind: The class of a `tf.function`.
+        is_complete: True once the others were handed in.
     """
-    from tensorflow.python.eager.polymorphic_function import polymorphic_function
 
-    is_keras = "keras" in sys.modules and keras_backend() == "tensorflow"
-    models = set(_kinds(keras().Model)) if is_keras else set()
-    # Instances refer to their class: asking for those takes half as long as a look at all objects.
-    for one in gc.get_referrers(polymorphic_function.Function, *models):
-        if type(one) is polymorphic_function.Function:
-            one._function_cache.clear()
-        elif type(one) in models:
-            for name in ("train", "test", "predict"):
-                if getattr(one, f"{name}_function", None) is not None:
-                    getattr(one, f"make_{name}_function")(force=True)
+    def __init__(self) -> None:
+        from tensorflow.python.eager.polymorphic_function import polymorphic_function
 
+        self.kind: type[Any] = polymorphic_function.Function
+        self.is_complete = False
+        self._functions: list[ReferenceType[Any]] = []
+        self._plain = plain = self.kind.__init__
 
-def _kinds(base: type[Any]) -> Iterator[type[Any]]:
-    yield base
-    for kind in base.__subclasses__():
-        yield from _kinds(kind)
+        def noting(one: Any, *args: Any, **kwargs: Any) -> None:
+            plain(one, *args, **kwargs)
+            self._functions.append(ref(one))
+
+        self.kind.__init__ = wraps(plain)(noting)
+
+    def complete(self, functions: Iterable[Any]) -> None:
+        """Takes all that were alive when this object was made."""
+        self._functions.extend(ref(one) for one in functions)
+        self.is_complete = True
+
+    def forget(self) -> None:
+        """Has each of them traced anew when it is called."""
+        for reference in list(self._functions):
+            function = reference()
+            if function is None:
+                self._functions.remove(reference)
+            else:
+                function._function_cache.clear()
+
+    def close(self) -> None:
+        """Notes no more."""
+        self.kind.__init__ = self._plain
 
 
 def _converted(function: Callable[..., Any]) -> Callable[..., Any]:
