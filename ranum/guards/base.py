@@ -187,6 +187,13 @@ class GuardBase:
 
     can_limit_gradients: ClassVar[bool] = False
     """Whether `limit_gradients` has an effect."""
+    was_taken: bool = False
+    """Whether the step that is judged has changed the weights already."""
+
+    @property
+    def _is_outstanding(self) -> bool:
+        """True if it is not known yet whether the step before was good."""
+        return False
 
     @property
     def history(self) -> History:
@@ -251,7 +258,8 @@ class GuardBase:
         Returns:
             False, with nothing changed, if it cannot come again.
         """
-        if self._here is None or not self._agree(self._position.can_go_back(self._here)):
+        can_retry = self._here is not None and not self.was_taken
+        if not self._agree(bool(can_retry and self._position.can_go_back(self._here))):
             return False
         self._position.go_back(self._here)
         self._snapshots.take_settings()
@@ -345,7 +353,8 @@ class GuardBase:
         # Of several processes each has a memory of its own; they must take snapshots alike.
         is_full = self._position.is_nearly_full and not self._is_shared()
         is_due = (self._step >= self._next_snapshot or is_full) and self._health.is_good
-        if (not self._has_first or is_due) and self._snapshots.is_ready:
+        is_due = (is_due or not self._has_first) and not self._is_outstanding
+        if is_due and self._snapshots.is_ready:
             self._has_first, self._due = True, self._step
             # One that cannot be taken leaves the older ones, and the buffers, as they are.
             self._interval.time(lambda: self._contained("taking snapshots", self._take))
@@ -498,6 +507,7 @@ class GuardBase:
             epoch=reading.epoch,
             culprit=culprit,
             is_transient=is_transient,
+            was_taken=self.was_taken,
         )
         outcome = self._apply(fault)
         if outcome is None and CODES[finding.code].is_of_run:
@@ -670,6 +680,23 @@ def damage(name: str) -> Culprit:
     """The culprit where a weight, buffer or moment has been found not to be finite at rest."""
     return Culprit(
         op="", phase="forward", source=UNKNOWN, outcome="NaN or Inf", cause="weights", name=name
+    )
+
+
+def left_out(reading: Reading) -> Finding:
+    """Why the device has left a step out, where no rule that runs says so."""
+    values = (reading.loss, reading.grad_norm)
+    is_finite = all(value is None or math.isfinite(value) for value in values)
+    code = "RN202" if is_finite and not reading.bad_state else "RN201"
+    message = "Loss, gradients or weights are not finite."
+    if code == "RN202":
+        message = f"Gradient norm {reading.grad_norm:.3g} is far beyond the usual."
+    return Finding(
+        code=code,
+        symptom=CODES[code].__name__,
+        step=reading.step,
+        severity="fault",
+        message=message,
     )
 
 

@@ -17,19 +17,21 @@ from ranum._untouched import eager, untouched
 from ranum.errors import ArgumentError, RanumError
 from ranum.guards import _processes as processes
 from ranum.guards import _replicas as replicas
+from ranum.guards._late import Content, Outstanding, Withholding
 from ranum.guards._shards import any_sharded, is_flattened
-from ranum.guards.base import ALL, Decision, GuardBase, T, TrainingStopped, damage
+from ranum.guards.base import ALL, Decision, GuardBase, T, TrainingStopped, damage, left_out
 from ranum.guards.culprit import find_culprit
 from ranum.guards.health import is_finite
 from ranum.guards.incident_file import save_incident
 from ranum.guards.parts import without_bad_parts
 from ranum.guards.rates import multiply_learning_rates
 from ranum.guards.readings import TorchReader
-from ranum.guards.readings._norms import gradient_norm
-from ranum.guards.recovery import Remedy
+from ranum.guards.readings._norms import dense_gradients, gradient_norm, stepped
+from ranum.guards.readings.torch import Measurement
+from ranum.guards.recovery import Outcome, Remedy
 from ranum.guards.rewind import LoaderPosition, Position
 from ranum.guards.snapshot import Snapshots, Stateful, as_optimizers
-from ranum.guards.symptoms import NonFinite, Symptom
+from ranum.guards.symptoms import ExplodingGradient, NonFinite, Symptom
 from ranum.guards.types import Culprit, Finding, History, Incident, Reading
 from ranum.source import UNKNOWN
 
@@ -121,6 +123,13 @@ class Guard(GuardBase):
         backward: How a loss is differentiated: `fabric.backward`, `accelerator.backward`. What is
             given here scales the loss itself, and its optimizers step through their scaler
             themselves. `loss.backward()` by default.
+        late: Never wait for the device before a step: it leaves out by itself what is not finite
+            or explodes, and the host learns of it one step later. The batch at hand then comes
+            again too where it comes from `batches`, and else is lost with the bad one. What a
+            `Step.decision` says is of the step before it. Worth it on a GPU. Steps before a
+            snapshot, and those of a changed set of parameters, are still waited for. Needs
+            torch's SGD, Adam, AdamW or Adagrad with `fused=True`; without scaler, `vote`,
+            `backward` and shards.
 
     Raises:
         ArgumentError: If an argument breaks its rule.
@@ -153,6 +162,7 @@ class Guard(GuardBase):
         vote: bool = False,
         uneven: bool = False,
         backward: Callable[[Tensor], Any] | None = None,
+        late: bool = False,
     ) -> None:
         if backward is not None and not callable(backward):
             raise ArgumentError(f"backward must be callable or None; got {backward!r}.")
@@ -201,6 +211,11 @@ class Guard(GuardBase):
         self._to_blame = 0
         self._damaged: set[int] = set()
         self._reduce = processes.agree if agree is None else agree
+        self._late = self._withholding() if late else None
+        self._outstanding: Outstanding | None = None
+        self._settled: Outstanding | None = None
+        self._goes_on = True
+        self._is_graphed = False
 
     def __repr__(self) -> str:
         return (
@@ -227,7 +242,12 @@ class Guard(GuardBase):
         if not isinstance(self._position, LoaderPosition):
             raise ArgumentError("batches is for plain loops; this guard's adapter has the data.")
         self.request_snapshot()
-        return self._position.iterate(loader)
+        return self._position.iterate(loader, self._is_passed)
+
+    def _is_passed(self) -> bool:
+        """True if the batches of a pass are really all done with: none has to come again."""
+        self.settle()
+        return not self.is_rewound
 
     @property
     def batches_done(self) -> int:
@@ -278,6 +298,89 @@ class Guard(GuardBase):
         if decision.stop and decision.incident is not None:
             raise TrainingStopped(decision.incident)
 
+    def hold(self, loss: Tensor) -> None:
+        """Call in the capture of a CUDA graph, between the backward pass and the optimizer's step.
+
+        From then on each replay leaves its step out, on the device, if loss or gradients are not
+        finite or explode; see `replayed`.
+
+            with torch.cuda.graph(graph):
+                loss = loss_fn(model(static_x), static_y)
+                loss.backward()
+                guard.hold(loss)
+                optimizer.step()
+
+        Args:
+            loss: The captured one.
+
+        Raises:
+            ArgumentError: Without `late`, or if there are no gradients.
+        """
+        if self._late is None:
+            raise ArgumentError("hold is for a guard with late=True; this one has late=False.")
+        _, gradients = dense_gradients(stepped(self.optimizers))
+        if not gradients:
+            raise ArgumentError("hold needs gradients: call it after the backward pass.")
+        if not self._late.is_captured:
+            # Older ones may be from before the optimizers had the state that the graph writes to.
+            self.snapshots.clear()
+            self._has_first, self._candidate = False, None
+        self._late.hold_in_graph(loss, gradients)
+
+    @contextmanager
+    def replayed(
+        self,
+        batch: Any = None,
+        *,
+        loss: Tensor,
+        again: Callable[[], Tensor] | None = None,
+        epoch: int = 0,
+    ) -> Iterator[None]:
+        """One step that is the replay of a CUDA graph with `hold` in it.
+
+            for x, y in guard.batches(loader):
+                with guard.replayed((x, y), loss=loss, again=lambda: loss_fn(model(x), y)):
+                    static_x.copy_(x), static_y.copy_(y)
+                    graph.replay()
+
+        A bad step, and the one that has been launched before the host knew, leave no trace in the
+        weights; remedies act as in `step`, one step later. Learning rates that a remedy is to
+        lower must be tensors, for a graph has no others. Layers are not seen.
+
+        Args:
+            batch: As in `step`.
+            loss: That of the graph, which each replay writes to.
+            again: Computes the loss of this batch outside of the graph, for the culprit.
+            epoch: As in `step`.
+
+        Raises:
+            TrainingStopped: On exit, if no remedy is left.
+            ArgumentError: If no graph with `hold` has been captured.
+        """
+        if self._late is None or not self._late.is_captured:
+            raise ArgumentError("replayed needs a graph that was captured with hold in it.")
+        self._late.release()
+
+        def run() -> Tensor:
+            assert again is not None
+            found = again()
+            found.backward()
+            return found
+
+        self.begin(batch, None if again is None else run)
+        self._is_graphed = True
+        try:
+            yield
+            decision = self.decide(loss, epoch=epoch)
+        except BaseException:
+            self.abandon()
+            raise
+        finally:
+            self._is_graphed = False
+        self.end()
+        if decision.stop and decision.incident is not None:
+            raise TrainingStopped(decision.incident)
+
     def _unscale(self) -> None:
         if self.scaler is not None:
             for optimizer in self.optimizers:
@@ -310,7 +413,12 @@ class Guard(GuardBase):
         if self._is_open:
             return
         self._is_open, self._went_back = True, False
+        if self._outstanding is not None and not self._outstanding.is_noted:
+            self._outstanding.is_noted = True
+            self.snapshots.put_aside()
         self._contained("snapshots", self._prepare)
+        if self._late is not None:
+            self._contained("snapshots", self.snapshots.take_settings)
         if self._reader.is_sampled(self._step):
             self._contained(ALL, self._watch)
 
@@ -363,7 +471,7 @@ class Guard(GuardBase):
             loss: As in `decide`.
             epoch: As in `decide`.
         """
-        self._measured = self._contained(ALL, lambda: self._read(loss, epoch))
+        self._measured = self._contained(ALL, lambda: self._read(self._measurement(loss, epoch)))
 
     def decide(self, loss: Tensor | float | None = None, *, epoch: int = 0) -> Decision:
         """Call after the backward pass, with unscaled, unclipped gradients, before the step.
@@ -385,14 +493,45 @@ class Guard(GuardBase):
         self._tell(decision)
         return decision
 
+    def settle(self) -> Decision | None:
+        """Learns of the step before, with `late`; call after the last step, between steps.
+
+        `batches` and `check_at_rest` do so by themselves. If that step was bad, a remedy acts, as
+        it would have acted in the next step.
+
+        Returns:
+            What was done, told as `decide` tells it; None if all is well.
+
+        Raises:
+            TrainingStopped: If no remedy is left.
+        """
+        if self._outstanding is None or self._is_open:
+            return None
+        decision = self._contained(ALL, self._settle)
+        if decision is None:
+            return None
+        self._tell(decision)
+        if decision.incident is None:
+            return None
+        self._step += 1
+        if decision.proceed:
+            self._update()
+        if decision.stop:
+            raise TrainingStopped(decision.incident)
+        return decision
+
     def end(self) -> None:
         """Call after the step. Between micro-batches, before `decide`, it changes nothing."""
+        if self._late is not None:
+            self._late.release()
         if self._is_decided:
             self._is_decided = self._is_open = self._went_back = False
             self._forget_batches()
 
     def abandon(self) -> None:
         """Forgets a step that has begun and will not be decided, as after an exception."""
+        if self._late is not None:
+            self._late.release()
         self._unwatch()
         self._is_decided = self._is_open = self._went_back = False
         self._forget_batches()
@@ -416,9 +555,10 @@ class Guard(GuardBase):
         """
         if self._is_open:
             return None
+        settled = self.settle()
         bad = next(iter(self._contained("snapshots", self.snapshots.bad_now) or ()), "")
         if self._agree(not bad):
-            return None
+            return settled
         name = bad or "the state of another process"
         finding = Finding(
             code=NonFinite.code,
@@ -449,6 +589,7 @@ class Guard(GuardBase):
     def close(self) -> None:
         """Removes all hooks and frees the snapshots; the history stays."""
         self.abandon()
+        self._outstanding = None
         self._reader.close()
         self.snapshots.clear()
 
@@ -498,16 +639,46 @@ class Guard(GuardBase):
             self._contained(ALL, lambda: watching.__exit__(None, None, None))
 
     def _decide(self, loss: Tensor | float | None, epoch: int) -> Decision:
+        if self._late is not None:
+            self._late.release()
+        before = self._settle()
+        if before is not None and before.incident is not None and not self._goes_on:
+            self._measured = None
+            return before
+        decision = self._decide_now(loss, epoch)
+        if before is None or decision is None:
+            return decision or before or Decision(proceed=True)
+        findings = (*before.findings, *decision.findings)
+        return replace(decision, findings=findings, incident=decision.incident or before.incident)
+
+    def _decide_now(self, loss: Tensor | float | None, epoch: int) -> Decision | None:
+        """On the step at hand; None if the device does."""
         if self._uneven and processes.is_shared() and not self._weigh():
             self._withhold()
             return Decision(proceed=False, leaves_out=True)
-        reading, self._measured = self._measured or self._read(loss, epoch), None
-        return self._judge(reading)
+        reading, self._measured = self._measured, None
+        if reading is not None:
+            return self._judge(reading)
+        measurement = self._measurement(loss, epoch)
+        if self._late is None:
+            return self._judge(self._read(measurement))
+        can_wait = self._can_wait(self._late, measurement)
+        if not can_wait and not self._is_graphed:
+            decision = self._judge(self._read(measurement))
+            if decision.incident is None:
+                self._late.saw(measurement.trained)
+            return decision
+        if self._is_graphed:
+            self._late.send(measurement)
+        else:
+            self._late.hold(measurement)
+        self._outstanding = Outstanding(self._step, measurement, self._at_hand, self._here)
+        return None if can_wait else self._settle()
 
-    def _read(self, loss: Tensor | float | None, epoch: int) -> Reading:
+    def _measurement(self, loss: Tensor | float | None, epoch: int) -> Measurement:
         if processes.is_shared():
             loss = None  # each process has its own; the gradients, which are shared, decide
-        reading = self._reader.read(
+        return self._reader.measure(
             step=self._step,
             loss=loss,
             optimizer=self.optimizers,
@@ -515,6 +686,9 @@ class Guard(GuardBase):
             # Of several processes each has statistics of its own; they must decide alike.
             buffers=() if processes.is_shared() else self.snapshots.buffers_before,
         )
+
+    def _read(self, measurement: Measurement) -> Reading:
+        reading = measurement.reading()
         if self._vote and processes.is_shared():
             own, norm = reading.grad_norm, processes.worst(reading.grad_norm)
             if own is None or math.isfinite(own):
@@ -537,6 +711,107 @@ class Guard(GuardBase):
         trained = [parameter for group in groups for parameter in group["params"]]
         parameters = {id(p): p for p in (*self.model.parameters(), *trained)}.values()
         return [p.grad for p in parameters if p.grad is not None]
+
+    # --- late ------------------------------------------------------------------------------
+
+    def _withholding(self) -> Withholding:
+        reasons = {
+            "a gradient scaler": self.scaler is not None,
+            "vote": self._vote,
+            "uneven": self._uneven,
+            "a backward of one's own": self.backward is not None,
+            "sharded parameters": self._is_sharded,
+        }
+        for reason, is_given in reasons.items():
+            if is_given:
+                raise ArgumentError(f"late must be False with {reason}; got True.")
+        return Withholding([_inmost(one) for one in self.optimizers])
+
+    def _can_wait(self, late: Withholding, measurement: Measurement) -> bool:
+        """True if this step can be decided by the device, and read in the next one."""
+        is_snapshot_near = (
+            self._candidate is not None
+            or self._due == self._step
+            or self._step + 1 >= self._next_snapshot
+            or self._position.is_nearly_full
+        )
+        is_clipped = self._limit is not None and self._step < self._limit[1]
+        return (
+            self._reader.has_read
+            and not is_snapshot_near
+            and not is_clipped
+            and measurement.can_be_sent
+            and late.knows(measurement.trained)
+        )
+
+    @property
+    def _at_hand(self) -> Content:
+        return list(self._batches), list(self._parts), self._begun, set(self._absent)
+
+    @_at_hand.setter
+    def _at_hand(self, content: Content) -> None:
+        self._batches, self._parts, self._begun, self._absent = content
+
+    @property
+    def _is_outstanding(self) -> bool:
+        return self._outstanding is not None
+
+    def _settle(self) -> Decision | None:
+        """Judges the step before; None if nothing about it is outstanding."""
+        before, self._outstanding = self._outstanding, None
+        self._goes_on = True
+        if before is None or self._late is None:
+            return None
+        reading, is_withheld = before.measurement.arrived()
+        step, here, at_hand = self._step, self._here, self._at_hand
+        self._step, self._here, self._at_hand = before.step, before.here, before.content
+        self._settled, self.was_taken = before, not is_withheld
+        try:
+            decision = self._judge(reading, withheld=left_out(reading) if is_withheld else None)
+        finally:
+            self._here, self._at_hand = here, at_hand
+            self._settled, self.was_taken = None, False
+        self._late.set_bound(self._bound())
+        self._goes_on = decision.proceed and not is_withheld
+        if is_withheld:
+            self._late.clear()
+        if decision.incident is None or self._goes_on:
+            self._step = step
+            self._late.saw(before.measurement.trained)
+        elif before.is_noted and not (self._went_back or decision.stop or decision.restart):
+            self._take_again(decision)
+        return decision
+
+    def _take_again(self, decision: Decision) -> None:
+        """The batch at hand was trained on after a bad step: it comes once more."""
+        can_come = self._here is not None and self._position.can_go_back(self._here)
+        if not self._agree(can_come):
+            return
+        self._position.go_back(self._here)
+        if not decision.proceed:
+            self.snapshots.take_settings()
+            self._again, self._is_retry = self._step, True
+            self._went_back = True
+
+    def _bound(self) -> float:
+        window = self._monitor.window
+        rules = [rule for rule in self._monitor.symptoms if isinstance(rule, ExplodingGradient)]
+        return min((rule.bound(window) for rule in rules), default=math.inf)
+
+    def _recover(self, finding: Finding, reading: Reading) -> tuple[Outcome, Culprit | None, str]:
+        if self._settled is not None and not self.was_taken:
+            if self._settled.is_noted:
+                self.snapshots.take_up()
+            self.snapshots.restore_settings()
+        return super()._recover(finding, reading)
+
+    def go_back(self, depth: int = 0, *, rewind: bool = True) -> int | None:
+        """As in `GuardBase`."""
+        if self._late is not None:
+            self._late.forget()
+        return super().go_back(depth, rewind=rewind)
+
+    # --- after a fault ---------------------------------------------------------------------
 
     def _save(self, finding: Finding, reading: Reading, culprit: Culprit | None) -> Path | None:
         """Writes the step to a file; None if none is wanted."""
@@ -592,6 +867,8 @@ class Guard(GuardBase):
         return culprit, culprit is None and len(replays) == len(batches)
 
     def _is_gone(self) -> bool:
+        if self.was_taken:
+            return False  # the weights are no longer those that gave this gradient
         norm = self._readings[-1].grad_norm
         replays = [replay for _, replay in self._batches]
         can_run = norm is not None and self.scaler is None and bool(replays)
@@ -667,6 +944,8 @@ class Guard(GuardBase):
 
     def _withhold(self) -> None:
         self._reader.forget_update()
+        if self._is_graphed:
+            return  # its replays write to these gradients, and leave out what is bad by themselves
         for parameter in self.model.parameters():
             parameter.grad = None
         for optimizer in self.optimizers:

@@ -30,6 +30,7 @@ class Fault:
         culprit: None where the replay found none, or there was nothing to replay.
         is_transient: The whole step was run again, on the same numbers, and was finite, or had
             other gradients: the hardware or chance did it, not the data nor the weights.
+        was_taken: The step has changed the weights already: to leave it out means to go back.
     """
 
     finding: Finding
@@ -38,6 +39,7 @@ class Fault:
     epoch: int = 0
     culprit: Culprit | None = None
     is_transient: bool = False
+    was_taken: bool = False
 
     @property
     def is_of_run(self) -> bool:
@@ -169,7 +171,7 @@ class Skip:
     def apply(self, fault: Fault, guard: GuardBase) -> Outcome | None:
         """Does nothing more: the guard has left no trace of the batch."""
         culprit = fault.culprit
-        if fault.is_of_run:
+        if fault.is_of_run or fault.was_taken:
             return None
         if culprit is None:
             incidents = [one for one in guard.history.incidents if one.action != Retry.name]
@@ -244,7 +246,7 @@ class ClipGradients:
         """Sets the level; None if the gradient is not finite, or there is no past to go by."""
         norm = fault.reading.grad_norm
         is_fit = fault.finding.symptom == "ExplodingGradient" and guard.can_limit_gradients
-        if not is_fit or norm is None or not math.isfinite(norm):
+        if not is_fit or fault.was_taken or norm is None or not math.isfinite(norm):
             return None
         if self._since is not None and fault.step - self._since <= 2 * self.steps:
             return None

@@ -207,10 +207,14 @@ class LoaderPosition:
         """Batches of this pass that have been handed out, without those that come again."""
         return self._log.number - self._begin
 
-    def iterate(self, loader: Any) -> Iterator[Any]:
+    def iterate(self, loader: Any, is_over: Callable[[], bool] = lambda: True) -> Iterator[Any]:
         """The batches of one pass over a loader; after a rollback, some of them again.
 
         A loader whose worker process is killed is started again, up to three times.
+
+        Args:
+            loader: Anything iterable.
+            is_over: Asked at the end of the pass; False if some batches have to come again.
         """
         self._log.clear()
         self._begin = self._log.number
@@ -221,7 +225,9 @@ class LoaderPosition:
                 try:
                     batch = self._log.hand_out(lambda: next(batches))
                 except StopIteration:
-                    return
+                    if is_over():
+                        return
+                    continue
                 yield batch
         finally:
             batches.close()

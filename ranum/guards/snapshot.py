@@ -26,6 +26,8 @@ from ranum.guards._places import Maker, checked_place, expected_bytes, makers
 from ranum.guards._settings import Settings, Stateful, own_copy
 from ranum.guards._shards import local, shard_again
 
+_Noted = tuple[BufferCopies, Settings, RandomState | None]
+
 __all__ = ["Snapshots", "Stateful", "as_optimizers"]
 
 
@@ -112,6 +114,7 @@ class Snapshots:
         self._usual: frozenset[str] = frozenset()
         self._before: RandomState | None = None
         self._settings = Settings()
+        self._aside: _Noted = (BufferCopies(), Settings(), None)
         self._devices: frozenset[torch.device] | None = None
         self._makers: list[tuple[str, Maker]] = []
 
@@ -371,6 +374,15 @@ class Snapshots:
     def restore_settings(self) -> None:
         """Puts back what `take_settings` noted; does nothing if it was not called."""
         self._settings.restore(self.optimizers, [*self._others(), *self._modules()])
+
+    def put_aside(self) -> None:
+        """Keeps what has been noted; what is noted from now on is kept besides."""
+        noted: _Noted = (self._buffers, self._settings, self._before)
+        self._aside, (self._buffers, self._settings, self._before) = noted, self._aside
+
+    def take_up(self) -> None:
+        """Takes what was put aside for what has been noted, and the other way round."""
+        self.put_aside()
 
     @property
     def buffers_before(self) -> list[tuple[str, Tensor]]:

@@ -1,7 +1,8 @@
 """One of the processes that train a model together, under a guard; see `processes`.
 
-Each argument is a run: the way the model is spread ("ddp" or "fsdp"), the fault, the remedies,
-and "full" if the second process has no memory for batches.
+Each argument is a run: the way the model is spread ("ddp", "fsdp", or "late": ddp whose steps are
+left out on the device), the fault, the remedies, and "full" if the second process has no memory
+for batches.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def spread(way: str) -> tuple[nn.Module, nn.Module]:
     """The model, and what is called in a step."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 9), nn.BatchNorm1d(9), nn.Dropout(0.1), nn.Linear(9, 3))
-    if way == "ddp":
+    if way in ("ddp", "late"):
         return model, DistributedDataParallel(model)
     mesh = init_device_mesh("cpu", (distributed.get_world_size(),))
     fully_shard(model[0], mesh=mesh)
@@ -47,7 +48,7 @@ def train(way: str, fault: str, remedies: str, memory: str = "") -> dict[str, An
     """A run, and what it ends with in this process."""
     rank = distributed.get_rank()
     model, called = spread(way)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, fused=way == "late")
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 3, 0.8)
     generator = torch.Generator().manual_seed(1)
     data = TensorDataset(torch.randn(96, 4, generator=generator), torch.arange(96) % 3)
@@ -59,6 +60,7 @@ def train(way: str, fault: str, remedies: str, memory: str = "") -> dict[str, An
         snapshot_every=5,
         strict=True,
         remedies=REMEDIES[remedies](),
+        late=way == "late",
     )
     if memory == "full" and rank == 1:
         guard._position._log.memory = 0

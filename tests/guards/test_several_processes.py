@@ -9,7 +9,8 @@ from guard_runs.processes import in_two_processes
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="gloo over the loopback interface")
 
-BAD_BATCHES = ("ddp left ladder", "ddp data ladder", "fsdp left ladder", "fsdp data ladder")
+WAYS = ("ddp", "fsdp", "late")
+BAD_BATCHES = tuple(f"{way} {fault} ladder" for way in WAYS for fault in ("left", "data"))
 OTHERS = (
     "ddp none ladder",
     "ddp gradient retry",
@@ -62,7 +63,7 @@ def both(found, name):
     return first, second
 
 
-@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+@pytest.mark.parametrize("way", WAYS)
 def test_a_bad_batch_of_one_is_left_out_by_both(bad_batches, way):
     runs = both(bad_batches, f"{way} data ladder")
     references = both(bad_batches, f"{way} left ladder")

@@ -72,16 +72,19 @@ def total(norms: Sequence[float]) -> float:
     return math.nan if math.isinf(total) and any(map(math.isnan, norms)) else total
 
 
-def _gathered(tensors: Sequence[Tensor]) -> list[Tensor]:
+def together(tensors: Sequence[Tensor]) -> Tensor:
+    """The values of 0-d tensors as one, `[n]`, on the device of the first."""
+    if not tensors:
+        return torch.zeros(0)
     device = tensors[0].device
-    return [tensor if tensor.device == device else tensor.to(device) for tensor in tensors]
+    return torch.stack([one if one.device == device else one.to(device) for one in tensors])
 
 
 def on_host(tensors: Sequence[Tensor]) -> list[float]:
     """The values of 0-d tensors, in one read."""
     if not tensors:
         return []
-    values: list[float] = torch.stack(_gathered(tensors)).tolist()
+    values: list[float] = together(tensors).tolist()
     return values
 
 

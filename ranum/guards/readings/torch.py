@@ -22,6 +22,7 @@ from ranum.guards.readings._norms import (
     on_host,
     scaled_norm,
     stepped,
+    together,
     total,
 )
 from ranum.guards.readings._updates import Changes, Pairs, Updates
@@ -62,6 +63,9 @@ class TorchReader:
         model: The model, or any module that holds all parameters being trained.
         sample_every: Steps between two samples; step 0 is one.
 
+    Attributes:
+        has_read: True once a step has been read.
+
     Raises:
         ArgumentError: If `model` is not a module or `sample_every` is not a positive integer.
     """
@@ -83,7 +87,7 @@ class TorchReader:
         self._names: list[str] = []
         self._modules = ModuleWatcher(model)
         self._updates = Updates()
-        self._has_read = False
+        self.has_read = False
         self._masks: set[str] = set()
         self._terms: list[losses.Term] = []
         self._looked_step: int | None = None
@@ -164,7 +168,6 @@ class TorchReader:
         optimizer: Any = None,
         epoch: int = 0,
         buffers: Sequence[tuple[str, Tensor]] = (),
-        keeps_gradients: bool = True,
     ) -> Measurement:
         """As `read`, but leaves the numbers on their device: nothing waits for it.
 
@@ -174,8 +177,6 @@ class TorchReader:
             optimizer: As in `read`.
             epoch: As in `read`.
             buffers: As in `read`; they must stay as they are until the measurement is read.
-            keeps_gradients: Hold the gradients until then. Without them, a norm whose square
-                overflows float32 (beyond 1.8e19) is read as infinite.
         """
         sampled = self.is_sampled(step)
         parameters = [] if sampled else stepped(optimizer)
@@ -204,13 +205,13 @@ class TorchReader:
             *weight_norms,
         ]
 
-        def fill(values: Sequence[float], seen: _Seen) -> Reading:
+        def fill(values: Sequence[float], seen: _Seen, gradients: Sequence[Tensor]) -> Reading:
             rest = iter(values)
             got = {name: next(rest) for name in scalars}
             each = [next(rest) for _ in owners]
             # On the host, where it costs no operator: one read brings the norms anyway.
             norm = total(each) if each else None
-            if norm is not None and not math.isfinite(norm) and keeps_gradients:
+            if norm is not None and not math.isfinite(norm) and gradients:
                 norm = scaled_norm(gradients, norm)
             return Reading(
                 step=step,
@@ -226,13 +227,15 @@ class TorchReader:
 
         return Measurement(
             numbers=numbers,
+            trained=owners,
+            gradients=gradients,
             first_gradient=len(scalars),
-            gradients=len(owners),
             watched=len(watched),
             has_loss=has_loss,
+            is_on_device=loss_value is None,
             seen=seen,
             fill=fill,
-            give_up=self._modules.give_up if sampled else None,
+            give_up=self._modules.give_up,
         )
 
     def _take(self, step: int) -> _Seen:
@@ -251,8 +254,8 @@ class TorchReader:
             for (name, tensor), norm in zip(watched, norms, strict=True)
             if not math.isfinite(norm) and not bool(tensor.isfinite().all())
         ]
-        if not self._has_read:
-            self._has_read = True
+        if not self.has_read:
+            self.has_read = True
             self._masks.update(bad)
             return ""
         return next(iter(bad), "")
@@ -354,39 +357,101 @@ class _Seen:
 
 
 class Measurement:
-    """What the reading of a step will say, with its numbers still on their devices."""
+    """What the reading of a step will say, with its numbers still on their devices.
+
+    Attributes:
+        trained: Parameters that have a gradient.
+    """
 
     def __init__(
         self,
         *,
         numbers: list[Tensor],
+        trained: list[Tensor],
+        gradients: list[Tensor],
         first_gradient: int,
-        gradients: int,
         watched: int,
         has_loss: bool,
+        is_on_device: bool,
         seen: _Seen,
-        fill: Callable[[Sequence[float], _Seen], Reading],
-        give_up: Callable[[Exception], None] | None,
+        fill: Callable[[Sequence[float], _Seen, Sequence[Tensor]], Reading],
+        give_up: Callable[[Exception], None],
     ) -> None:
+        self.trained = trained
+        self._gradients = gradients
         self._numbers = numbers
         self._first = first_gradient
-        self._gradients = gradients
         self._watched = watched
         self._has_loss = has_loss
+        self._is_on_device = is_on_device
         self._seen = seen
         self._fill = fill
         self._give_up = give_up
+        self._sent: Tensor | None = None
+        self._event: Any = None
+
+    @property
+    def can_be_sent(self) -> bool:
+        """True if there are gradients, and no number is known to the host alone."""
+        return bool(self.trained) and self._is_on_device
+
+    @property
+    def device(self) -> torch.device:
+        """Where the numbers are brought together."""
+        return self._numbers[0].device if self._numbers else torch.device("cpu")
+
+    @property
+    def checked(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Norms of the gradients, and what else has to be finite: the loss, norms of buffers."""
+        end = self._first + len(self.trained)
+        loss = self._numbers[: int(self._has_loss)]
+        return self._numbers[self._first : end], loss + self._numbers[end : end + self._watched]
+
+    def send(self, verdict: Tensor) -> None:
+        """Starts to copy the numbers to the host, and one more; nothing waits.
+
+        The gradients are let go: a norm whose square overflows float32 (beyond 1.8e19) will be
+        read as infinite.
+
+        Args:
+            verdict: Whether the device has left the step out, `[]`.
+        """
+        try:
+            numbers = together([verdict, *self._numbers, *self._seen.tensors()])
+        except Exception as error:
+            self._drop_seen(error)
+            numbers = together([verdict, *self._numbers])
+        if numbers.is_cuda:
+            self._sent = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+            self._sent.copy_(numbers, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record(torch.cuda.current_stream(numbers.device))
+        else:
+            self._sent = numbers
+        self._numbers, self._gradients = [], []
+
+    def arrived(self) -> tuple[Reading, bool]:
+        """The reading of numbers that were sent, and whether they were bad; waits for the copy."""
+        assert self._sent is not None
+        if self._event is not None:
+            self._event.synchronize()
+        values = self._sent.tolist()
+        return self._fill(values[1:], self._seen, ()), values[0] != 0
 
     def reading(self) -> Reading:
         """Reads the numbers, in one read; waits for the device."""
         try:
-            values, seen = on_host([*self._numbers, *self._seen.tensors()]), self._seen
+            values = on_host([*self._numbers, *self._seen.tensors()])
         except Exception as error:
-            if self._give_up is None:
-                raise
-            self._give_up(error)
-            values, seen = on_host(self._numbers), _Seen()
-        return self._fill(values, seen)
+            self._drop_seen(error)
+            values = on_host(self._numbers)
+        return self._fill(values, self._seen, self._gradients)
+
+    def _drop_seen(self, error: Exception) -> None:
+        if not self._seen.tensors():
+            raise error
+        self._give_up(error)
+        self._seen = _Seen()
 
 
 def _parameters(model: nn.Module) -> list[Tensor]:

@@ -94,6 +94,11 @@ class ExplodingGradient(Symptom):
             risen=risen,
         )
 
+    def bound(self, window: Window) -> float:
+        """The least norm that is a finding after this window, whatever the loss does."""
+        usual = self._usual(window)
+        return self.limit if usual is None else min(self.limit, self.spike * usual)
+
     def _usual(self, window: Window) -> float | None:
         summary = window.norms.summary
         if summary is None:
