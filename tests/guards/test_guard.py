@@ -520,7 +520,7 @@ def fail(*args, **kwargs):
 
 BROKEN = [
     ("taking snapshots", lambda m: m.setattr(guard_module.LoaderPosition, "keep_from", fail)),
-    ("the guard", lambda m: m.setattr(guard_module.TorchReader, "read", fail)),
+    ("the guard", lambda m: m.setattr(guard_module.TorchReader, "measure", fail)),
     ("the guard", lambda m: m.setattr(guard_module.TorchReader, "watch", fail)),
     ("the culprit search", lambda m: m.setattr(guard_module, "find_culprit", fail)),
 ]
