@@ -216,7 +216,7 @@ class RanumCallback(keras.callbacks.Callback):  # type: ignore[misc]
         if self._step is None or self._owner is not model or self._former is None:
             self._step = None
         if self._step is None or self._former is not model.train_function:
-            self._step = GuardedStep(model)
+            self._step = GuardedStep(model, sample_every=self.sample_every)
             self._owner = model
             self._inner = None
             self._former = model.train_function
@@ -246,6 +246,7 @@ class RanumCallback(keras.callbacks.Callback):  # type: ignore[misc]
         assert step is not None
         former = step.model.train_function
         step.engine.forget_rows()
+        step.forget_layers()
         try:
             with step.installed():
                 step.model.make_train_function(force=True)
@@ -359,6 +360,7 @@ class RanumCallback(keras.callbacks.Callback):  # type: ignore[misc]
         if hasattr(self.model, "_symbolic_build") and not self._step.engine.is_distributed:
             with suppress(Exception):  # then the step makes them, and is traced once more
                 self.model._symbolic_build(data_batch=batch)
+        self._step.forget_layers()
         self._known = len(self._step.variables())
 
     def _decide(self, guard: KerasGuard) -> list[Decision]:

@@ -166,6 +166,7 @@ class KerasGuard(GuardBase):
         self._is_scaling = False
         guarded.engine.set_bound(self._bound)
         guarded.engine.set_limit(self._clip_to)
+        guarded.engine.begin()
         guarded.engine.set_factor(self._factor)
 
     def __repr__(self) -> str:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
 import keras
 
-from ranum.errors import ArgumentError
+from ranum.callbacks._keras.activations import LayerWatch, Outputs
+from ranum.errors import ArgumentError, RanumWarning
 from ranum.guards.readings.keras import RowLayout
 
 _ENGINES = {
@@ -46,6 +48,7 @@ class _Step:
         names: Of the variables that the step changes besides weights.
         statistics: Their norms, from before it.
         batch: What it was given, flat.
+        outputs: What its layers have put out; None if nobody asks.
     """
 
     losses: list[Any] = field(default_factory=list)
@@ -54,6 +57,7 @@ class _Step:
     names: list[str] = field(default_factory=list)
     statistics: Any = None
     batch: list[Any] = field(default_factory=list)
+    outputs: Outputs | None = None
 
 
 class GuardedStep:
@@ -69,12 +73,13 @@ class GuardedStep:
 
     Args:
         model: A compiled model.
+        sample_every: Steps between two looks at what the layers put out.
 
     Raises:
         ArgumentError: If Keras runs on another backend than TensorFlow or torch.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, sample_every: int = 10) -> None:
         backend = keras.config.backend()
         if backend not in _ENGINES:
             raise ArgumentError(
@@ -82,13 +87,15 @@ class GuardedStep:
             )
         self._module = import_module(_ENGINES[backend])
         self.model = model
-        self.engine = self._module.Engine(model)
+        self.engine = self._module.Engine(model, sample_every=sample_every)
         self.layout = RowLayout()
         self._train_step = model.train_step
         found = [getattr(model, "optimizer", None), *vars(model).values()]
         several = {id(one): one for one in found if isinstance(one, keras.optimizers.Optimizer)}
         self._optimizers = list(several.values())
         self._local = threading.local()
+        self._watch: LayerWatch | None = None
+        self._can_watch = True
 
     # --- what there is -----------------------------------------------------------------------
 
@@ -125,6 +132,10 @@ class GuardedStep:
         """True once all variables exist."""
         return bool(self.model.built) and all(one.built for one in self.optimizers())
 
+    def forget_layers(self) -> None:
+        """The model may have other layers now."""
+        self._watch = None
+
     # --- standing in -------------------------------------------------------------------------
 
     @contextmanager
@@ -140,7 +151,24 @@ class GuardedStep:
                 rate = getattr(inner, "_get_current_learning_rate", None)
                 if rate is not None:
                     swap(_swapped(inner, "_get_current_learning_rate", self._scaled(rate)))
+            if self._may_watch:
+                swap(self._layers_watched())
             yield
+
+    @property
+    def _may_watch(self) -> bool:
+        return self._can_watch and self.engine.may_sample()
+
+    def _layers_watched(self) -> AbstractContextManager[None]:
+        if self._watch is None:
+            self._watch = LayerWatch(
+                self.model, self._outputs, measures=self.engine.measures_at_once
+            )
+        return self._watch.installed()
+
+    def _outputs(self) -> Outputs | None:
+        step = self._running
+        return None if step is None else step.outputs
 
     @contextmanager
     def withheld(self) -> Iterator[None]:
@@ -207,6 +235,7 @@ class GuardedStep:
             names=[one.path for one in looked_at],
             statistics=engine.norms(looked_at),
             batch=[one for one in keras.tree.flatten(data) if _is_float(one)],
+            outputs=Outputs(is_early=engine.is_early()) if self._may_watch else None,
         )
         try:
             return self._covered(data, step, kept, copies)
@@ -228,6 +257,7 @@ class GuardedStep:
             layout = RowLayout(statistics=step.names, has_loss=has_loss)
             step.parts.append(_Part(layout, row, code))
         self.layout, row, code = self._joined(step.parts)
+        row = engine.joined([row, self._seen(step)])
         return engine.finish(
             row,
             code,
@@ -235,6 +265,29 @@ class GuardedStep:
             copies=copies,
             logs=logs,
             results=self._results,
+        )
+
+    def _seen(self, step: _Step) -> Any:
+        """What layers have put out, in a row; nothing if nobody asks."""
+        outputs, watch = step.outputs, self._watch
+        if outputs is not None and watch is not None:
+            try:
+                return self._measured(outputs, watch)
+            except Exception as error:
+                self._can_watch = False
+                line = f"activation statistics are switched off: {type(error).__name__}: {error}."
+                warnings.warn(RanumWarning(f"Ranum: {line} The rest is still read."), stacklevel=2)
+                self.layout.outputs, self.layout.given = [], None
+        return self.engine.sampled(None, None, [0, 0])
+
+    def _measured(self, outputs: Outputs, watch: LayerWatch) -> Any:
+        outputs.seen = [one for one in outputs.seen if self.engine.can_read(one.tensor)]
+        self.layout.outputs, self.layout.given = watch.layout(outputs), watch.given_layout(outputs)
+        parts = [*self.layout.outputs, *([self.layout.given] if self.layout.given else [])]
+        return self.engine.sampled(
+            lambda: [*watch.numbers(outputs), *watch.given(outputs)],
+            lambda: watch.spreads(outputs),
+            [sum(len(one.parts) for one in parts), len(self.layout.outputs)],
         )
 
     def _results(self) -> dict[str, Any]:

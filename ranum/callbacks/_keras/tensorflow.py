@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from ranum.analysis.capture.tensorflow.bridge import losses_noted
 from ranum.errors import RanumError
-from ranum.guards.readings.keras import SCALING, TAKEN, WITHHELD
+from ranum.guards.readings.keras import FIRST_SAMPLES, SCALING, TAKEN, WITHHELD
 
 __all__ = ["Engine", "losses_noted"]
 
@@ -24,15 +24,20 @@ class Engine:
 
     Args:
         model: The model to be trained.
+        sample_every: Steps between two looks at what layers put out.
 
     Attributes:
         is_distributed: Several replicas train together.
+        measures_at_once: What layers put out need not be kept until the step's end.
 
     Raises:
         RanumError: Under a strategy of several processes or of a kind that is not known.
     """
 
-    def __init__(self, model: Any) -> None:
+    measures_at_once = False
+
+    def __init__(self, model: Any, *, sample_every: int = 10) -> None:
+        self._every = sample_every
         self._strategy = model.distribute_strategy
         self.is_distributed = self._strategy.num_replicas_in_sync > 1
         if self.is_distributed and not isinstance(self._strategy, tf.distribute.MirroredStrategy):
@@ -43,6 +48,7 @@ class Engine:
         self._limit = tf.Variable(math.inf, trainable=False, dtype=tf.float32)
         self._factor = tf.Variable(1.0, trainable=False, dtype=tf.float32)
         self._number = tf.Variable(0, trainable=False, dtype=tf.int64)
+        self._begin = tf.Variable(0, trainable=False, dtype=tf.int64)
         self._rows: Any = None
         self._sums = tf.function(_sums, reduce_retracing=True)
         self._seen = 0
@@ -74,6 +80,18 @@ class Engine:
 
     def _order(self, row: list[float]) -> float:
         return (row[0] - self._seen) % _ROUND
+
+    def begin(self) -> None:
+        """The steps of a run are counted from now on."""
+        self._begin.assign(self._number)
+
+    def may_sample(self) -> bool:
+        """Whether the step that runs, or is traced, may look at what layers put out."""
+        return not self.is_distributed
+
+    def is_early(self) -> bool:
+        """Whether the run has just begun; only the graph knows."""
+        return True
 
     def forget_rows(self) -> None:
         """The step will be traced anew."""
@@ -249,6 +267,47 @@ class Engine:
             before=None,
         )
 
+    def can_read(self, tensor: Any) -> bool:
+        """Whether to read a tensor changes nothing else.
+
+        One that a single operator reads may be fused into that; then the last bits change.
+        """
+        if tensor is None or tf.executing_eagerly():
+            return True
+        if tensor.graph is not tf.compat.v1.get_default_graph():
+            return False
+        readers = tensor.consumers()
+        return len(readers) > 1 or (len(readers) == 1 and readers[0].type not in _FUSED)
+
+    def sampled(
+        self,
+        numbers: Callable[[], Sequence[Any]] | None,
+        early: Callable[[], Sequence[Any]] | None,
+        sizes: Sequence[int],
+    ) -> Any:
+        """Numbers of every so many steps, behind a 1; zeros in the others.
+
+        Args:
+            numbers: Gives `[N]` scalars; None for none at all.
+            early: Gives `[M]` more, which are -1 except in the first samples of a run.
+            sizes: N and M.
+        """
+        if numbers is None or early is None or not sizes[0]:
+            return tf.zeros([0])
+        step = self._number - self._begin
+
+        def packed(values: Sequence[Any]) -> Any:
+            return tf.stack([tf.cast(value, tf.float32) for value in values])
+
+        def measure() -> Any:
+            is_early = step < self._every * FIRST_SAMPLES
+            rest = tf.zeros([0])
+            if sizes[1]:
+                rest = tf.cond(is_early, lambda: packed(early()), lambda: -tf.ones([sizes[1]]))
+            return tf.concat([tf.ones([1]), packed(numbers()), rest], 0)
+
+        return tf.cond(step % self._every == 0, measure, lambda: tf.zeros([1 + sum(sizes)]))
+
     def finish(
         self,
         row: Any,
@@ -353,6 +412,16 @@ class Engine:
 
 _ROUND = 1 << 22
 """Steps are counted modulo this in rows: whole numbers that float32 holds."""
+
+
+_FUSED = frozenset(
+    {
+        *("Relu", "Relu6", "Elu", "LeakyRelu", "Tanh", "Sigmoid", "Maximum"),
+        *("Add", "AddV2", "AddN", "BiasAdd", "Mul", "FusedBatchNormV3"),
+        *("Squeeze", "Identity", "Cast"),
+    }
+)
+"""Operators that TensorFlow fuses with the one before them, or looks through to do so."""
 
 
 def _after(number: float, seen: int) -> bool:

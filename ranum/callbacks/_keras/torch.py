@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ranum._untouched import random_state, set_random_state
 from ranum.errors import RanumError
-from ranum.guards.readings.keras import SCALING, TAKEN, WITHHELD
+from ranum.guards.readings.keras import FIRST_SAMPLES, SCALING, TAKEN, WITHHELD
 
 
 @contextmanager
@@ -26,12 +26,20 @@ class Engine:
 
     Args:
         model: The model to be trained.
+        sample_every: Steps between two looks at what layers put out.
+
+    Attributes:
+        measures_at_once: What layers put out need not be kept until the step's end.
 
     Raises:
         RanumError: With several processes.
     """
 
-    def __init__(self, model: Any) -> None:
+    measures_at_once = True
+
+    def __init__(self, model: Any, *, sample_every: int = 10) -> None:
+        self._every = sample_every
+        self._begin = 0
         self.is_distributed = False
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             raise RanumError("several processes of Keras on torch are not known")
@@ -59,6 +67,18 @@ class Engine:
         """Rows written since the last call, in order."""
         rows, self._rows = self._rows, []
         return rows
+
+    def begin(self) -> None:
+        """The steps of a run are counted from now on."""
+        self._begin = self._number
+
+    def may_sample(self) -> bool:
+        """Whether the step that runs looks at what layers put out."""
+        return (self._number - self._begin) % self._every == 0
+
+    def is_early(self) -> bool:
+        """Whether the run has just begun."""
+        return self._number - self._begin < self._every * FIRST_SAMPLES
 
     def forget_rows(self) -> None:
         """Nothing is traced here."""
@@ -161,6 +181,26 @@ class Engine:
         return self.gate(
             loss, [], state, scale=None, apply=lambda updates: None, updates=[], before=None
         )
+
+    def can_read(self, tensor: Any) -> bool:
+        """Whether to read a tensor changes nothing else."""
+        return True
+
+    def sampled(
+        self,
+        numbers: Callable[[], Sequence[Any]] | None,
+        early: Callable[[], Sequence[Any]] | None,
+        sizes: Sequence[int],
+    ) -> list[float]:
+        """Numbers of a step that is sampled, behind a 1; see the engine of TensorFlow."""
+        if numbers is None or early is None or not sizes[0]:
+            return []
+        values = [*numbers(), *early()]
+        device = next((one.device for one in values if isinstance(one, Tensor)), None)
+        found: list[float] = torch.stack(
+            [torch.as_tensor(one, dtype=torch.float32, device=device) for one in values]
+        ).tolist()
+        return [1.0, *found]
 
     def finish(
         self,

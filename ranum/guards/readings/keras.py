@@ -5,14 +5,36 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from ranum.guards.types import Reading
+from ranum.guards.types import ActivationReading, InputReading, Reading
 
 NUMBER, CODE, LOSS, NORM, HEAD = 0, 1, 2, 3, 4
 """Places in a row: of the step (from 1), what became of it, its loss and the norm of all gradients;
 the norms of single tensors follow."""
 WITHHELD, TAKEN, SCALING = 0.0, 1.0, 2.0
 """What became of a step; SCALING: left to an optimizer that looks for its loss scale."""
+
+
+INPUT_PARTS = ("lower", "upper", "mean", "deviation", "spread")
+"""What a row holds of the model's input."""
+FIRST_SAMPLES = 5
+"""Samples of a run's beginning in which its initialisation is looked at."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerPart:
+    """What a row holds of one layer.
+
+    Attributes:
+        where: Its path.
+        parts: Names of the numbers: fields of an `ActivationReading` or `InputReading`.
+        is_normalized: The layer is a normalization.
+    """
+
+    where: str
+    parts: tuple[str, ...]
+    is_normalized: bool = False
 
 
 @dataclass(slots=True)
@@ -24,16 +46,22 @@ class RowLayout:
         weights: Names of the weights whose own norms come next.
         statistics: Names of the other variables whose norms come last: running statistics.
         has_loss: Whether the step showed its loss.
+        outputs: Layers whose outputs come after these, behind a 1 if they were measured in this
+            step and a 0 if not; then `given`, and last the spread of each layer's output, -1 where
+            it was not measured.
+        given: The first layer, for what it was given.
     """
 
     gradients: list[str] = field(default_factory=list)
     weights: list[str] = field(default_factory=list)
     statistics: list[str] = field(default_factory=list)
     has_loss: bool = False
+    outputs: list[LayerPart] = field(default_factory=list)
+    given: LayerPart | None = None
 
     @property
     def width(self) -> int:
-        """Numbers in a row."""
+        """Numbers in a row, without those of layers."""
         return HEAD + len(self.gradients) + len(self.weights) + len(self.statistics)
 
     def reading(
@@ -70,4 +98,31 @@ class RowLayout:
             grad_norms=dict(zip(self.gradients, gradients, strict=True)) if sampled else {},
             weight_norms=dict(zip(self.weights, state, strict=False)) if sampled else {},
             bad_state=bad,
+            **self._seen(row[self.width :]),
         )
+
+    def _seen(self, numbers: Sequence[float]) -> dict[str, Any]:
+        """Fields of a reading, of what the layers have put out."""
+        if not numbers or not numbers[0]:
+            return {}
+        rest = iter(numbers[1:])
+        found = {one.where: {part: next(rest) for part in one.parts} for one in self.outputs}
+        inputs = None
+        if self.given is not None:
+            values: dict[str, Any] = {part: next(rest) for part in self.given.parts}
+            values["spread"] = _spread(values["spread"])
+            inputs = InputReading(
+                where=self.given.where, is_normalized=self.given.is_normalized, **values
+            )
+        spreads = {one.where: _spread(next(rest)) for one in self.outputs}
+        return {
+            "activations": {
+                where: ActivationReading(**values, spread=spreads[where])
+                for where, values in found.items()
+            },
+            "inputs": inputs,
+        }
+
+
+def _spread(value: float) -> float | None:
+    return None if value < 0 else value
