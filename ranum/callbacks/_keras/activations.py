@@ -54,8 +54,10 @@ _NORMALIZATIONS = (
     layers.Normalization,
 )
 _RNN = layers.RNN
-_PASSING = ("core.input_layer", "core.identity", "core.masking", "reshaping.", "regularization.")
-_PASSING = (*_PASSING, "pooling.", "preprocessing.")
+_PASSING = (
+    *("core.input_layer", "core.identity", "core.masking"),
+    *("reshaping.", "regularization.", "pooling.", "preprocessing."),
+)
 """Keras' modules of layers that change no value or leave some out, or that prepare the data."""
 
 
