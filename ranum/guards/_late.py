@@ -7,7 +7,7 @@ use the same way. The host reads one step later what the device has done.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,18 +15,12 @@ import torch
 from torch import Tensor
 
 from ranum.errors import ArgumentError
+from ranum.guards._content import Content
 from ranum.guards.readings._norms import norms_of, together
 from ranum.guards.readings.torch import Measurement
 
 RENEW = 1.1
 """The bound on the device follows the one of the rules when they differ by this factor."""
-
-
-Content = tuple[
-    list[tuple[Any, Callable[[], Any] | None]], list[Callable[[], Any] | None], int, set[int]
-]
-"""Batches of a step with their replays, what runs its parts, how many there are, and which of them
-had no batch."""
 
 
 @dataclass(slots=True)

@@ -18,8 +18,8 @@ from torch import nn
 
 from ranum.errors import ArgumentError, RanumWarning
 from ranum.guards import base as base_module
-from ranum.guards import guard as guard_module
 from ranum.guards import health
+from ranum.guards import torch_guard as guard_module
 from ranum.guards.guard import Decision, Guard, Step, TrainingStopped
 from ranum.guards.recovery import Outcome, Retry, Rollback, Skip, Stop
 from ranum.guards.snapshot import Snapshots

@@ -23,13 +23,13 @@ from ranum.callbacks._keras.step import GuardedStep
 from ranum.errors import CaptureError
 from ranum.guards.base import ALL, Decision, GuardBase
 from ranum.guards.culprit import find_culprit
-from ranum.guards.guard import INCIDENT_FILES
 from ranum.guards.health import is_finite
 from ranum.guards.incident_file import save_incident
 from ranum.guards.readings.keras import CODE, SCALING, WITHHELD
 from ranum.guards.recovery import ClipGradients, Fault, Outcome, Remedy, Skip
 from ranum.guards.rewind import NEARLY_FULL, free_memory
 from ranum.guards.symptoms import CODES, ExplodingGradient, Symptom
+from ranum.guards.torch_guard import INCIDENT_FILES
 from ranum.guards.types import Culprit, Finding, Reading
 from ranum.source import UNKNOWN, Source, user_source
 
