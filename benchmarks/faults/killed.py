@@ -3,9 +3,10 @@
     python -m benchmarks.faults.killed --runs 40
 
 Plain loops are saved and resumed as docs/resuming.md says, every `SAVE_EVERY` steps; Lightning by
-its own `ModelCheckpoint`, from its last file. A NaN gradient comes before some of the kills. What
-counts: the bits at the end are those of a run that nobody has killed. "worker": a worker process
-of the loader is killed instead, and nothing is started again.
+its own `ModelCheckpoint` and Hugging Face's Trainer by its own checkpoints, from the last one. A
+NaN gradient comes before some of the kills. What counts: the bits at the end are those of a run
+that nobody has killed. "worker": a worker process of the loader is killed instead, and nothing is
+started again.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from benchmarks.faults.training import (
     Fault,
     Listed,
     Net,
+    _only,
     batches,
     optimizer_of,
     remedies,
@@ -178,13 +180,65 @@ def lightning(folder: Path, killer: Killer, fault: Fault | None) -> list[Tensor]
     )
     saved = sorted(folder.glob("step=*.ckpt"), key=lambda path: int(path.stem.partition("=")[2]))
     last = saved[-1] if saved else None
-    trainer.fit(module, DataLoader(Listed(batches()), batch_size=None), ckpt_path=last)
+    loader = DataLoader(Listed(batches()), batch_size=None, shuffle=True)
+    trainer.fit(module, loader, ckpt_path=last)
     return state_of(module.model, trainer.optimizers[0])
+
+
+def huggingface(folder: Path, killer: Killer, fault: Fault | None) -> list[Tensor]:
+    """Hugging Face's Trainer, with its own checkpoints."""
+    import transformers
+
+    from ranum.callbacks.huggingface import RanumCallback
+
+    class Killing(transformers.TrainerCallback):  # type: ignore[misc, unused-ignore]
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            killer.now = state.global_step
+            killer.at("between steps")
+            if fault is not None:
+                fault.before(kwargs["model"], kwargs["optimizer"].optimizer)
+
+    class Callback(RanumCallback):
+        def _make_guard(self, kwargs: Any) -> None:
+            super()._make_guard(kwargs)
+            assert self._guard is not None
+            self._guard._ladder._active = remedies()
+
+    torch.manual_seed(0)
+    model = Net()
+    model.net[0].register_forward_pre_hook(lambda *_: killer.at("forward"))
+    model.net[2].register_full_backward_hook(lambda *_: killer.at("backward"))
+    optimizer = optimizer_of(model)
+    optimizer.register_step_post_hook(lambda *_: killer.at("optimizer"))
+    arguments = transformers.TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=1,
+        per_device_train_batch_size=1,
+        max_grad_norm=0.0,
+        lr_scheduler_type="constant",
+        logging_strategy="no",
+        save_steps=SAVE_EVERY,
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    trainer = transformers.Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=Listed(batches()),
+        data_collator=_only,
+        optimizers=(optimizer, None),
+        callbacks=[Callback("off", verbose=False, snapshot_every=SNAPSHOT_EVERY), Killing()],
+    )
+    trainer.remove_callback(transformers.PrinterCallback)
+    trainer.train(resume_from_checkpoint=any(folder.glob("checkpoint-*")))
+    return state_of(model, optimizer)
 
 
 WAYS: dict[str, Callable[[Path, Killer, Fault | None], list[Tensor]]] = {
     "plain": plain,
     "lightning": lightning,
+    "huggingface": huggingface,
 }
 
 
@@ -311,9 +365,12 @@ def main() -> int:
     ways = [arguments.way] if arguments.way else [*WAYS, "worker"]
     if "lightning" in ways:
         importlib.import_module("ranum.callbacks.pytorch_lightning")  # not in every process
+    if "huggingface" in ways:
+        importlib.import_module("ranum.callbacks.huggingface")
     references = {
         "plain": lambda: _reference(lambda folder: plain(folder, Killer("", 0), None)),
         "lightning": lambda: _reference(lambda folder: lightning(folder, Killer("", 0), None)),
+        "huggingface": lambda: _reference(lambda folder: huggingface(folder, Killer("", 0), None)),
         "worker": lambda: _reference(lambda folder: with_workers(folder, -1)),
     }
     known = {way: references[way]() for way in ways}

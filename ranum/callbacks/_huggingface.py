@@ -8,6 +8,7 @@ off; the callback trains the steps since the snapshot once more itself, as the T
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -47,6 +48,8 @@ RemedyName = Literal["retry", "skip", "clip_gradients", "clip", "rollback"]
 REMEDIES: tuple[RemedyName, ...] = ("retry", "skip", "clip_gradients", "clip", "rollback")
 LEARNING_RATE_FACTOR = 10**-0.5
 """As in Lightning: every way back lowers the learning rate by half a decade."""
+GUARD_FILE = "ranum.json"
+"""The guard's state, in the folder of each checkpoint."""
 
 
 class RanumCallback(TrainerCallback):
@@ -168,6 +171,7 @@ class RanumCallback(TrainerCallback):
             self._scheduler: Any = kwargs["lr_scheduler"]
             self._loader: Any = kwargs.get("train_dataloader")
             self._make_guard(kwargs)
+            self._load(args, state)
         except Exception as fault:
             if self.strict:
                 raise
@@ -229,6 +233,25 @@ class RanumCallback(TrainerCallback):
                 if control.should_save:
                     self._check_at_rest(state)
         self._leaves_out, self._step = False, None
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Puts the guard's state beside the Trainer's, into the checkpoint's folder."""
+        folder = _checkpoint(args, state)
+        if self._guard is None or self._session is None or not state.is_world_process_zero:
+            return
+        with self._session.contained("saving the guard's state"):
+            if folder.is_dir():
+                text = json.dumps(self._guard.state_dict())
+                (folder / GUARD_FILE).write_text(text, encoding="utf-8")
+
+    def _load(self, args: Any, state: Any) -> None:
+        """Goes on with the guard's state of the checkpoint that the Trainer has taken up."""
+        file = _checkpoint(args, state) / GUARD_FILE
+        assert self._session is not None
+        if state.global_step and file.is_file() and self._guard is not None:
+            with self._session.contained("loading the guard's state"):
+                self._guard.load_state_dict(json.loads(file.read_text(encoding="utf-8")))
+                self._is_analysed = True
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Tells the guard the validation loss."""
@@ -430,6 +453,11 @@ class RanumCallback(TrainerCallback):
             self._model.register_forward_pre_hook(self._before, with_kwargs=True),
             self._model.register_forward_hook(self._after),
         ]
+
+
+def _checkpoint(args: Any, state: Any) -> Path:
+    """The folder of the checkpoint of this step, where the Trainer puts it."""
+    return Path(args.output_dir) / f"checkpoint-{state.global_step}"
 
 
 def _program(model: nn.Module, part: MicroBatch) -> Program:

@@ -33,6 +33,7 @@ from ranum.callbacks._options import (
 from ranum.callbacks._position import LightningPosition, saves_weights_only
 from ranum.callbacks._remedies import InsertClip, RepairConfiguration
 from ranum.callbacks._restart import Restart
+from ranum.callbacks._resume import Resumption
 from ranum.callbacks._session import Session, checked
 from ranum.callbacks._trainer import (
     gradient_clip,
@@ -65,6 +66,7 @@ REMEDIES: tuple[RemedyName, ...] = (
     "repair",
 )
 _CHECKPOINT_KEY = "ranum"
+_RESUMPTION_KEY = "ranum_resumption"
 LEARNING_RATE_FACTOR = 10**-0.5
 """Every way back lowers the learning rate by half a decade: two make AutoTrainer's x 0.1."""
 VALIDATION_LOSS = ("val_loss", "validation_loss", "valid_loss", "val/loss", "validation/loss")
@@ -186,6 +188,7 @@ class GuardCallback:
         self._is_analysed = False
         self._incident_dir: Path | None = None
         self._absences: Absences | None = None
+        self._resumption: Resumption | None = None
 
     def __repr__(self) -> str:
         return (
@@ -239,12 +242,19 @@ class GuardCallback:
             # What the checkpoint refers to are the weights themselves: going back mends both.
             self._check_at_rest(trainer)
             checkpoint[_CHECKPOINT_KEY] = self.state()
+            if self._resumption is not None:
+                with self._session.contained("resuming"):
+                    checkpoint[_RESUMPTION_KEY] = self._resumption.state()
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Takes the state up; a state that cannot be read is left out."""
         if _CHECKPOINT_KEY in checkpoint and self._session is not None:
             with self._session.contained("loading the guard's state"):
                 self.load_state(checkpoint[_CHECKPOINT_KEY])
+        if _RESUMPTION_KEY in checkpoint and self._session is not None:
+            with self._session.contained("resuming"):
+                if self._resumption is not None:
+                    self._resumption.load(checkpoint[_RESUMPTION_KEY])
 
     # --- hooks ------------------------------------------------------------------------------
 
@@ -280,6 +290,9 @@ class GuardCallback:
                 f"Ranum could not start ({type(error).__name__}: {error}); training is not guarded."
             )
             warnings.warn(RanumWarning(line), stacklevel=2)
+            return
+        with self._session.contained("resuming"):
+            self._resumption = Resumption(trainer, pl_module, self._session)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Makes the guard, once optimizers exist."""
@@ -382,6 +395,12 @@ class GuardCallback:
         if saves_weights_only(trainer, step=True):
             self._check_at_rest(trainer)
 
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        """A run that goes on from a checkpoint has its random numbers back by now."""
+        if self._resumption is not None and self._session is not None:
+            with self._session.contained("resuming"):
+                self._resumption.put_random_back()
+
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Looks at the weights before they are saved alone; tells the guard the validation loss."""
         if not trainer.sanity_checking and saves_weights_only(trainer, step=False):
@@ -442,6 +461,8 @@ class GuardCallback:
                 self._position.detach()
         if self._absences is not None:
             self._absences.close()
+        if self._resumption is not None:
+            self._resumption.close()
 
     def _is_replicated(self, trainer: Any) -> bool:
         """True for several processes with a replica of the model each."""

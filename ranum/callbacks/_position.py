@@ -1,7 +1,7 @@
 """Where a Lightning run stands, and the way back there: counters, metrics and data.
 
-All use of the fit loop's private parts by the guard's way back is in this file: its progress
-trackers, its logged results, its data fetcher (Lightning 2.4 and later).
+All use of the fit loop's private parts by the guard's way back is in this file and in `_fetcher`:
+here its progress trackers and its logged results (Lightning 2.4 and later).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ranum.guards.rewind import BatchLog
+from ranum.callbacks._fetcher import FetchLog, attach, detach, log_of
 
 _RESULT = ("value", "cumulated_batch_size", "_forward_cache", "_computed", "has_reset")
 
@@ -117,18 +117,11 @@ class LightningPosition:
 
     def attach(self) -> None:
         """Lets the data fetcher of now keep its batches; one that cannot is left alone."""
-        fetcher = self._fetcher
-        if self._log is None and type(fetcher).__name__ == "_PrefetchDataFetcher":
-            # The object is Lightning's and is in use; only what it does at `next` changes.
-            fetcher.__class__ = _rewindable(type(fetcher))
-            fetcher.ranum_log = _Log()
+        attach(self._fetcher)
 
     def detach(self) -> None:
         """Leaves the data fetcher as it was."""
-        fetcher = self._fetcher
-        if self._log is not None:
-            del fetcher.ranum_log
-            fetcher.__class__ = type(fetcher).__base__
+        detach(self._fetcher)
         self._show_validation()
 
     def batch_starts(self) -> None:
@@ -176,8 +169,8 @@ class LightningPosition:
         return self._trainer.fit_loop._data_fetcher
 
     @property
-    def _log(self) -> _Log | None:
-        return getattr(self._fetcher, "ranum_log", None)
+    def _log(self) -> FetchLog | None:
+        return log_of(self._fetcher)
 
     def _trackers(self) -> Iterator[Any]:
         loop = self._trainer.fit_loop.epoch_loop
@@ -207,41 +200,6 @@ class LightningPosition:
         if self._val_check_batch is not None:
             self._trainer.val_check_batch = self._val_check_batch
             self._val_check_batch = None
-
-
-class _Log(BatchLog):
-    """Batches of a data fetcher.
-
-    Attributes:
-        turn: Passes over the data so far.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.turn = 0
-
-
-def _rewindable(kind: Any) -> Any:
-    """A class of data fetchers that can hand out their latest batches once more.
-
-    It is derived from one base alone and adds no slots, so that an object which is in use can
-    be given it.
-    """
-
-    def start(self: Any) -> Any:
-        self.ranum_log.clear()
-        self.ranum_log.turn += 1
-        return kind.__iter__(self)
-
-    def following(self: Any) -> Any:
-        def fetch() -> tuple[Any, int, bool]:
-            batch = kind.__next__(self)
-            return batch, self.fetched, self.done
-
-        batch, self.fetched, self.done = self.ranum_log.hand_out(fetch)
-        return batch
-
-    return type(kind.__name__, (kind,), {"__iter__": start, "__next__": following})
 
 
 def _is_metric(module: nn.Module) -> bool:

@@ -314,3 +314,58 @@ def test_a_fault_inside_ranum_is_reported_once_and_training_goes_on(tmp_path, mo
 def test_wrong_arguments(options, message):
     with pytest.raises(ArgumentError, match=message):
         RanumCallback(**options)
+
+
+# --- resuming -----------------------------------------------------------------------------------
+
+
+class BrokenOff(transformers.TrainerCallback):
+    """Ends a run between two steps, as SIGKILL would; see `benchmarks.faults.killed`."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.at:
+            raise KeyError("broken off")
+
+
+def resumable(folder: Any, *, seed: int = 0, at: int = -1, resume: bool = False) -> Any:
+    torch.manual_seed(seed)
+    model = Classifier()
+    callback = RanumCallback("off", verbose=False, strict=True, snapshot_every=3)
+    arguments = transformers.TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=2,
+        per_device_train_batch_size=4,
+        learning_rate=0.02,
+        lr_scheduler_type="cosine",
+        logging_strategy="no",
+        save_steps=3,
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    trainer = transformers.Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=Samples(),
+        callbacks=[callback, BrokenOff(at)],
+    )
+    trainer.remove_callback(transformers.PrinterCallback)
+    trainer.train(resume_from_checkpoint=resume)
+    state = trainer.optimizer.state.values()
+    end = [t.clone() for t in model.state_dict().values()]
+    end += [v.clone() for s in state for v in s.values()]
+    return {"all": [*end, torch.get_rng_state()]}, callback
+
+
+@pytest.mark.parametrize("at", [5, 11])
+def test_a_run_that_goes_on_from_a_checkpoint_ends_with_the_same_bits(tmp_path, at):
+    reference, _ = resumable(tmp_path / "reference")
+    with pytest.raises(KeyError, match="broken off"):
+        resumable(tmp_path / "run", at=at)
+    end, callback = resumable(tmp_path / "run", seed=7, resume=True)
+    assert difference(end, reference) == []
+    # The guard goes on too: it does not begin with step 0 again.
+    assert callback.history.readings[0].step == at - at % 3

@@ -10,11 +10,13 @@ import json
 import os
 import sys
 import warnings
+from contextlib import suppress
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from guard_runs.several import AT, REMEDIES, digest, whole
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.strategies import ModelParallelStrategy
 from torch import Tensor, distributed, nn
 from torch.distributed.fsdp import fully_shard
@@ -43,6 +45,8 @@ class Module(pl.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x, y = batch
+        if self.fault == "broken off" and batch_idx == AT:
+            raise KeyError("stands for SIGKILL")
         is_here = self.global_rank == 1 or self.fault == "both by hand"
         if self.fault in ("None", "by hand", "both by hand") and batch_idx == AT and is_here:
             if self.fault == "None":
@@ -70,12 +74,17 @@ class Module(pl.LightningModule):
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
 
-def train(way: str, fault: str, remedies: str) -> dict[str, Any]:
+def train(way: str, fault: str, remedies: str, path: str | None = None) -> dict[str, Any]:
     """A run, and what it ends with in this process."""
+    folder = f"{sys.argv[1]}/{way}"
+    if fault == "resumed":
+        with suppress(KeyError):
+            train(way, "broken off", remedies)
+        return train(way, "none", remedies, f"{folder}/step=6.ckpt")
 
     class Callback(RanumCallback):
         def _remedies(self, trainer: Any, pl_module: Any) -> list[Any]:
-            return REMEDIES[remedies]()
+            return REMEDIES.get(remedies, list)()
 
     uneven = fault in ("None", "share")
     generator = torch.Generator().manual_seed(1)
@@ -89,22 +98,25 @@ def train(way: str, fault: str, remedies: str) -> dict[str, Any]:
     order = rows[:, int(os.environ["RANK"])].flatten()
     module = Module(way, fault)
     callback = Callback("off", verbose=False, snapshot_every=5, strict=True, uneven=uneven)
+    files = ModelCheckpoint(folder, "{step}", every_n_train_steps=3, save_top_k=-1)
     trainer = pl.Trainer(
         max_epochs=1,
-        callbacks=[callback],
+        callbacks=[callback, files] if fault == "broken off" else [callback],
         strategy="ddp" if way == "ddp" else ModelParallelStrategy(2, 1),
         accelerator="cpu",
         devices=2,
         use_distributed_sampler=False,
         logger=False,
-        enable_checkpointing=False,
+        enable_checkpointing=fault == "broken off",
         accumulate_grad_batches=2 if fault in ("part", "both by hand") else 1,
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=sys.argv[1],
     )
-    torch.manual_seed(5 + trainer.global_rank)
-    trainer.fit(module, DataLoader(TensorDataset(x[order], y[order]), batch_size=4))
+    torch.manual_seed((9 if path else 5) + trainer.global_rank)
+    data = TensorDataset(x[order], y[order])
+    is_shuffled = fault == "broken off" or remedies == "shuffled" or bool(path)
+    trainer.fit(module, DataLoader(data, batch_size=4, shuffle=is_shuffled), ckpt_path=path)
     (optimizer,) = trainer.optimizers
     state = [*module.state_dict().values(), torch.get_rng_state()]
     state += [value for entries in optimizer.state.values() for value in entries.values()]

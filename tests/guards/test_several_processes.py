@@ -36,6 +36,8 @@ FITS = (
     "ddp None ladder",
     "ddp share ladder",
     "ddp part ladder",
+    "ddp none shuffled",
+    "ddp resumed shuffled",
     "fsdp none ladder",
     "fsdp left ladder",
     "fsdp data ladder",
@@ -154,5 +156,15 @@ def test_a_fit_on_two_processes_ends_like_one_without(fitted, run, reference, ac
 def test_in_a_fit_a_step_is_one_on_what_is_left(fitted, run, by_hand, actions):
     for ran, other in zip(both(fitted, run), both(fitted, by_hand), strict=True):
         assert [incident[0] for incident in ran["incidents"]] == actions
+        assert ran["all"] == other["all"]
+        assert ran["steps"] == other["steps"]
+
+
+@pytest.mark.slow
+def test_a_fit_on_two_processes_goes_on_from_its_checkpoint(fitted):
+    """Each with its own random numbers and its own order of the data."""
+    for ran, other in zip(
+        both(fitted, "ddp resumed shuffled"), both(fitted, "ddp none shuffled"), strict=True
+    ):
         assert ran["all"] == other["all"]
         assert ran["steps"] == other["steps"]
