@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ranum.guards.base import Decision, GuardBase, TrainingStopped
+from ranum.guards.base import GuardBase
 from ranum.guards.culprit import find_culprit
+from ranum.guards.decision import Decision, TrainingStopped
 from ranum.guards.guard import Guard, Step
 from ranum.guards.incident_file import IncidentFile, load_incident, save_incident
 from ranum.guards.readings import TorchReader

@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from ranum.errors import ArgumentError, RanumError, RanumWarning
 from ranum.guards._interval import Interval
+from ranum.guards._store import SnapshotStore
+from ranum.guards.decision import Decision, damage
 from ranum.guards.health import Health, is_finite
 from ranum.guards.recovery import Fault, Ladder, Outcome, Remedy, default_remedies
 from ranum.guards.rewind import Position
 from ranum.guards.symptoms import CODES, Monitor, Symptom, codes_of, default_symptoms
-from ranum.guards.types import Culprit, Extremes, Finding, History, Incident, Reading
-from ranum.source import UNKNOWN, Source
+from ranum.guards.types import Culprit, Finding, History, Incident, Reading
 
 READINGS_KEPT = 20_000
 """Beyond this, the older half of a history is thinned by two."""
@@ -27,85 +28,6 @@ ALL = "the guard"
 """The part that everything else is in."""
 
 T = TypeVar("T")
-
-
-class TrainingStopped(RanumError):  # noqa: N818 - not an error of the program's
-    """The recovery ladder is used up; raised by `Guard.step` in plain loops.
-
-    Attributes:
-        incident: The last one.
-    """
-
-    def __init__(self, incident: Incident) -> None:
-        super().__init__(f"step {incident.step}: {incident.detail}")
-        self.incident = incident
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
-    """What the guard says about a step, before the optimizer.
-
-    Attributes:
-        proceed: Take the optimizer step. If False, the gradients have been dropped; with an
-            incident, they have been mended.
-        incident: What was done; None if nothing had to be.
-        stop: Training should end.
-        restart: Training should start over: a remedy has prepared a new configuration.
-        leaves_out: Training goes on from the state before this batch, with the next one.
-        reading: What was measured; None if measuring has been switched off.
-        findings: What is new about it.
-    """
-
-    proceed: bool
-    incident: Incident | None = None
-    stop: bool = False
-    restart: bool = False
-    leaves_out: bool = False
-    reading: Reading | None = None
-    findings: tuple[Finding, ...] = ()
-
-
-class SnapshotStore(Protocol):
-    """Where a guard keeps states of the run; see `Snapshots`."""
-
-    @property
-    def steps(self) -> tuple[int, ...]:
-        """Of the snapshots that `restore` can reach, newest first."""
-
-    @property
-    def latest_step(self) -> int | None:
-        """Of the newest snapshot."""
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether there is a state to take a snapshot of."""
-
-    def take(self, step: int) -> None:
-        """Takes a snapshot before a step."""
-
-    def bad_in_latest(self) -> list[str]:
-        """What is not finite in the newest one, by name."""
-
-    def restore(self, depth: int = 0) -> int:
-        """Goes back to a snapshot, and says to which step."""
-
-    def drop_latest(self) -> None:
-        """Forgets the newest one."""
-
-    def clear(self) -> None:
-        """Frees them all."""
-
-    def take_buffers(self) -> None:
-        """Notes what a step changes before its update is decided on."""
-
-    def restore_buffers(self) -> None:
-        """Puts that back."""
-
-    def take_settings(self) -> None:
-        """Notes what a loop changes after a step."""
-
-    def restore_settings(self) -> None:
-        """Puts that back."""
 
 
 class GuardBase:
@@ -666,7 +588,7 @@ class GuardBase:
         limit = state.get("limit")
         self._limit = None if limit is None else (float(limit[0]), int(limit[1]))
         self._findings[:] = [Finding(**finding) for finding in state["findings"]]
-        self._incidents[:] = [_incident(incident) for incident in state["incidents"]]
+        self._incidents[:] = [Incident.from_dict(incident) for incident in state["incidents"]]
         self._faults[:] = state["internal_faults"]
         saved = [(name, value) for name, value in state["remedies"]]
         for remedy in self._ladder.remedies:
@@ -674,45 +596,3 @@ class GuardBase:
             if match is not None and hasattr(remedy, "load_state_dict"):
                 saved.remove(match)
                 remedy.load_state_dict(match[1])
-
-
-def damage(name: str) -> Culprit:
-    """The culprit where a weight, buffer or moment has been found not to be finite at rest."""
-    return Culprit(
-        op="", phase="forward", source=UNKNOWN, outcome="NaN or Inf", cause="weights", name=name
-    )
-
-
-def left_out(reading: Reading) -> Finding:
-    """Why the device has left a step out, where no rule that runs says so."""
-    values = (reading.loss, reading.grad_norm)
-    is_finite = all(value is None or math.isfinite(value) for value in values)
-    code = "RN202" if is_finite and not reading.bad_state else "RN201"
-    message = "Loss, gradients or weights are not finite."
-    if code == "RN202":
-        message = f"Gradient norm {reading.grad_norm:.3g} is far beyond the usual."
-    return Finding(
-        code=code,
-        symptom=CODES[code].__name__,
-        step=reading.step,
-        severity="fault",
-        message=message,
-    )
-
-
-def _incident(data: Mapping[str, Any]) -> Incident:
-    values = dict(data)
-    values["finding"] = Finding(**values["finding"])
-    if values["culprit"] is not None:
-        values["culprit"] = _culprit(values["culprit"])
-    return Incident(**values)
-
-
-def _culprit(data: Mapping[str, Any]) -> Culprit:
-    source = {name: value for name, value in data["source"].items() if name != "expression"}
-    culprit = Culprit(**{**data, "source": Source(**source), "operands": (), "output": None})
-    return replace(
-        culprit,
-        operands=tuple(Extremes(**operand) for operand in data["operands"]),
-        output=None if data["output"] is None else Extremes(**data["output"]),
-    )

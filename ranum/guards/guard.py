@@ -13,7 +13,8 @@ from ranum.errors import ArgumentError
 from ranum.guards import _processes as processes
 from ranum.guards import _replicas as replicas
 from ranum.guards._content import Content
-from ranum.guards.base import ALL, Decision, T, TrainingStopped, damage
+from ranum.guards.base import ALL, T
+from ranum.guards.decision import Decision, TrainingStopped, damage
 from ranum.guards.readings._norms import dense_gradients, stepped
 from ranum.guards.rewind import LoaderPosition
 from ranum.guards.step import Step

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ranum.errors import ArgumentError
-from ranum.guards.base import Decision
+from ranum.guards.decision import Decision
 
 if TYPE_CHECKING:
     from ranum.guards.guard import Guard

@@ -18,8 +18,9 @@ from ranum.guards import _replicas as replicas
 from ranum.guards._content import Content
 from ranum.guards._late import Outstanding, Withholding
 from ranum.guards._shards import any_sharded, is_flattened
-from ranum.guards.base import ALL, Decision, GuardBase, left_out
+from ranum.guards.base import ALL, GuardBase
 from ranum.guards.culprit import find_culprit
+from ranum.guards.decision import Decision, left_out
 from ranum.guards.health import is_finite
 from ranum.guards.incident_file import save_incident
 from ranum.guards.parts import without_bad_parts

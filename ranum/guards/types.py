@@ -262,6 +262,18 @@ class Culprit:
             "name": self.name,
         }
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Culprit:
+        """What `to_dict` has given, also after JSON."""
+        source = {name: value for name, value in data["source"].items() if name != "expression"}
+        output = data["output"]
+        parts = {
+            "source": Source(**source),
+            "operands": tuple(Extremes(**operand) for operand in data["operands"]),
+            "output": None if output is None else Extremes(**output),
+        }
+        return cls(**{**data, **parts})
+
     def __str__(self) -> str:
         if self.cause != "operator":
             return f"{self.outcome} in {self.cause} {self.name!r}"
@@ -309,6 +321,16 @@ class Incident:
             "patch": self.patch,
             "file": self.file,
         }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Incident:
+        """What `to_dict` has given, also after JSON."""
+        culprit = data["culprit"]
+        parts = {
+            "finding": Finding(**data["finding"]),
+            "culprit": None if culprit is None else Culprit.from_dict(culprit),
+        }
+        return cls(**{**data, **parts})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

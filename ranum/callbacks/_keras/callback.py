@@ -25,7 +25,7 @@ from ranum.callbacks._options import (
 )
 from ranum.callbacks._session import Session
 from ranum.errors import ArgumentError, MissingExtraError, RanumWarning
-from ranum.guards.base import Decision
+from ranum.guards.decision import Decision
 from ranum.guards.recovery import Remedy, Retry, Rollback
 from ranum.guards.symptoms import Symptom
 from ranum.guards.types import History

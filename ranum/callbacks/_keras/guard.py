@@ -21,14 +21,15 @@ from ranum.analysis.capture.tensorflow.models import keras_program
 from ranum.callbacks._keras.snapshot import VariableSnapshots
 from ranum.callbacks._keras.step import GuardedStep
 from ranum.errors import CaptureError
-from ranum.guards.base import ALL, Decision, GuardBase
+from ranum.guards.base import ALL, GuardBase
 from ranum.guards.culprit import find_culprit
+from ranum.guards.decision import Decision, left_out
 from ranum.guards.health import is_finite
 from ranum.guards.incident_file import save_incident
 from ranum.guards.readings.keras import CODE, SCALING, WITHHELD
 from ranum.guards.recovery import ClipGradients, Fault, Outcome, Remedy, Skip
 from ranum.guards.rewind import NEARLY_FULL, free_memory
-from ranum.guards.symptoms import CODES, ExplodingGradient, Symptom
+from ranum.guards.symptoms import ExplodingGradient, Symptom
 from ranum.guards.torch_guard import INCIDENT_FILES
 from ranum.guards.types import Culprit, Finding, Reading
 from ranum.source import UNKNOWN, Source, user_source
@@ -211,7 +212,7 @@ class KerasGuard(GuardBase):
         self._reading = reading
         self.was_taken = row[CODE] != WITHHELD
         self._is_scaling = row[CODE] == SCALING
-        return self._judge(reading, withheld=None if self.was_taken else _found(reading))
+        return self._judge(reading, withheld=None if self.was_taken else left_out(reading))
 
     def _renew_limits(self) -> None:
         """What the device withholds, and what it clips to, in the steps that come now."""
@@ -223,8 +224,7 @@ class KerasGuard(GuardBase):
         bound = math.inf
         for rule in self._monitor.symptoms:
             if isinstance(rule, ExplodingGradient) and level == math.inf:
-                usual = rule._usual(self._monitor.window)
-                bound = min(rule.limit, math.inf if usual is None else rule.spike * usual)
+                bound = min(bound, rule.bound(self._monitor.window))
         if not self._bound / RENEW < bound < self._bound * RENEW and bound != self._bound:
             self._bound = bound
             self.guarded.engine.set_bound(bound)
@@ -350,23 +350,6 @@ class KerasGuard(GuardBase):
             step=reading.step,
             epoch=reading.epoch,
         )
-
-
-def _found(reading: Reading) -> Finding:
-    """Why the device has left a step out, where no rule that runs says so."""
-    values = (reading.loss, reading.grad_norm)
-    is_finite = all(value is None or math.isfinite(value) for value in values)
-    code = "RN202" if is_finite and not reading.bad_state else "RN201"
-    message = "Loss, gradients or weights are not finite."
-    if code == "RN202":
-        message = f"Gradient norm {reading.grad_norm:.3g} is far beyond the usual."
-    return Finding(
-        code=code,
-        symptom=CODES[code].__name__,
-        step=reading.step,
-        severity="fault",
-        message=message,
-    )
 
 
 def _are_finite(results: Sequence[Any]) -> bool:
