@@ -132,6 +132,11 @@ def run_node(node: Node, arguments: Mapping[str, Any], *, wide: bool = True) -> 
     return _run_target(node, dict(arguments), wide=wide)
 
 
+def has_special_form(op: str) -> bool:
+    """True if an operator is run by a function of its own, not by the recorded overload."""
+    return op in _SPECIAL
+
+
 def _single(x: Tensor) -> Tensor:
     return x.to(torch.float32) if x.dtype == torch.float64 else x
 

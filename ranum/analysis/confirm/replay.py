@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ranum.analysis.confirm.calls import Calls
 from ranum.analysis.evaluate import NotExecutableError, double, evaluate, needed_nodes
 from ranum.analysis.graph import Graph, Node
 from ranum.analysis.result import Context
@@ -41,6 +42,7 @@ class Replay:
         self.wanted = tuple(dict.fromkeys(wanted))
         self._nodes = needed_nodes(self._graph, self.wanted)
         self._tails: dict[frozenset[int], list[Node]] = {}
+        self._calls: dict[frozenset[int], Calls] = {}
         self._draws = _drawn(self._graph, draws)
         self._settled: dict[int, Tensor] = dict(self._draws)
         self._widened: dict[int, Tensor] = {}
@@ -68,9 +70,12 @@ class Replay:
         Raises:
             NotExecutableError: If a node has no functional form, or fails for these tensors.
         """
-        nodes = self._tail(frozenset(leaves))
+        moved = frozenset(leaves)
+        nodes = self._tail(moved)
         known = {**self._wide(self._operands(nodes)), **leaves}
-        return evaluate(self._graph, nodes, known, straight_through=straight_through)
+        if straight_through:
+            return evaluate(self._graph, nodes, known, straight_through=True)
+        return self._ready(moved, nodes).run(known)
 
     def run_in_own_dtype(self, leaves: Mapping[int, Tensor]) -> dict[int, Tensor]:
         """The same values as the recorded step computes them.
@@ -108,6 +113,11 @@ class Replay:
                     reached.update(number for number in node.outputs if number is not None)
             self._tails[moved] = tail
         return self._tails[moved]
+
+    def _ready(self, moved: frozenset[int], nodes: list[Node]) -> Calls:
+        if moved not in self._calls:
+            self._calls[moved] = Calls(nodes, wide=True)
+        return self._calls[moved]
 
     def _operands(self, nodes: Iterable[Node]) -> set[int]:
         """What nodes, and who asks, read and do not compute."""

@@ -53,7 +53,7 @@ class Budget:
     clock: Callable[[], float] = time.monotonic
 
     @contextmanager
-    def share(self, parts: int) -> Iterator[None]:
+    def share(self, parts: float) -> Iterator[None]:
         """Inside the block, one of so many equal parts of the time that is left."""
         whole = self.deadline
         self.deadline = min(whole, self.clock() + self.left / parts)

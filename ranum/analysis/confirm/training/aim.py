@@ -91,15 +91,20 @@ class Aim:
         """The batch at the upper (0) or lower (1) ends of the ranges."""
         return self._view.whole(self.ends()[number])
 
-    def move(self, weights: Mapping[str, Tensor], rounds: int) -> float | None:
+    def move(
+        self, weights: Mapping[str, Tensor], rounds: int, promised: float = torch.inf
+    ) -> float | None:
         """Moves the failing batch downhill; returns the distance then.
 
         Args:
             weights: As they are now.
             rounds: Gradients taken.
+            promised: Where it is farther than that, it stays where it is.
         """
         replay = self._at(weights)
         best = self._number(replay, self.point)
+        if best is not None and best > promised:
+            return best
         for _ in range(rounds):
             slopes = self._input_slopes(replay)
             if not slopes:

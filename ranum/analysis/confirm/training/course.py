@@ -6,6 +6,7 @@ on with what brought the defect nearest; data that keep helping are trained on a
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,10 +21,13 @@ from ranum.analysis.confirm.training.aim import Aim
 from ranum.analysis.confirm.training.data import Batch, Slot
 from ranum.analysis.confirm.training.menu import HELD, Menu
 from ranum.analysis.confirm.training.proposals import Cycle, Matcher
+from ranum.analysis.confirm.training.quick import quick
 from ranum.analysis.confirm.training.rows import view
 from ranum.analysis.confirm.training.trainer import State, Trainer
 from ranum.analysis.result import Context, Defect
 
+LATER = 4
+"""A goal gets all of the time that is left but one part in so many, which is for later goals."""
 TRIALS = 4
 """Data tried in a round at least, however long it takes."""
 SLICES = 32
@@ -56,6 +60,10 @@ MOVES = 2
 """Gradients taken for the failing batch after each trial."""
 CONTRASTS_FIRST = 64
 """Steps looked ahead first for contrasts of labels: data that can hardly be told apart are slow."""
+PROMISING = 0.3
+"""Share of the best gain so far that data must bring before the failing batch is moved for them."""
+COMPARABLE = 0.3
+"""Share of the best gain of a round above which a kind of data counts as a help."""
 LEAST_GAIN = 1e-3
 """Share of the distance that a round must bring at least."""
 SMALL_GAIN = 1e-2
@@ -141,19 +149,21 @@ class Search:
         node = context.graph.nodes[defect.node]
         draws = trainer.draws() if trainer.is_random else []
         self._view = view(context, slots, (defect.operand, *node.operands), draws)
-        self._matcher = Matcher(context.program, slots)
+        self._matcher = Matcher(context.program, slots, self._view)
         self._menu = Menu(self._matcher, normalises)
         self._accepted: list[tuple[Cycle, int]] = []
         self._attempts = 0
         self._step_seconds = 0.0
         self._only_contrasts = False
         self._most_seconds = 0.0
+        self._is_hastened = False
 
     def run(self, goals: Sequence[Goal]) -> Course | None:
         """A course towards the first goal that can be reached, each in its share of the time."""
         by_cost = sorted(goals, key=lambda goal: goal.way == "steep")
         for position, goal in enumerate(by_cost):
-            with self._budget.share(len(goals) - position):
+            left = len(goals) - position
+            with self._budget.share(1.0 if left == 1 else LATER / (LATER - 1)):
                 course = self.toward(goal)
             if course is not None or self._budget.is_spent:
                 return course
@@ -173,6 +183,7 @@ class Search:
                 return found
             if before is None or before - here < NO_GAIN * abs(here):
                 break
+        self._hasten()
         first = CONTRASTS_FIRST if self._matcher.has_labels else 2 * HELD
         tracks = [
             _Track(self._trainer.snapshot(), aim.point, 1, contrasts=False),
@@ -188,6 +199,15 @@ class Search:
             if track.attempts > PATIENCE or track.horizon > LONGEST:
                 tracks.remove(track)
         return None
+
+    def _hasten(self) -> None:
+        """Lets the search train by the recorded forward pass, where that gives the same."""
+        trainer = self._trainer
+        if trainer.quick is None and not self._is_hastened:
+            self._is_hastened = True
+            compared = self._matcher.comparable()
+            trainer.quick = quick(self._context, self._view, compared)
+            self._matcher.quick = trainer.quick
 
     def _followed(self, aim: Aim, track: _Track, seconds: float) -> Course | None:
         """Goes on where a track stands, for a while."""
@@ -267,6 +287,7 @@ class Search:
         best: tuple[float, Cycle, int] | None = None
         kept: tuple[State, dict[str, Tensor]] | None = None
         chosen = ""
+        reached: dict[str, float] = {}
         accepted = [one for one, _ in self._accepted]
         offers = self._menu.offers(aim, trainer.weights, horizon, accepted, self._only_contrasts)
         until = self._budget.left - self._most_seconds
@@ -278,8 +299,12 @@ class Search:
             taken = self._train(aim, cycle, horizon)
             if isinstance(taken, Course):
                 return taken
-            distance = aim.move(trainer.weights, MOVES) if taken else None
-            self._menu.helped(kind, distance is not None and distance < wanted)
+            promised = math.inf if best is None else here - PROMISING * (here - best[0])
+            distance = aim.move(trainer.weights, MOVES, promised) if taken else None
+            if distance is not None:
+                reached[kind] = distance
+            else:
+                self._menu.helped(kind, False)
             if distance is not None and distance < (wanted if best is None else best[0]):
                 state, moved = trainer.snapshot(), aim.point
                 if not aim.fails(trainer.weights) and trainer.step(cycle[0]) != "stepped":
@@ -289,6 +314,9 @@ class Search:
                     break  # as good as it was: no need to look for better
             if number >= TRIALS and self._budget.left < until:
                 break
+        for kind, distance in reached.items():
+            near = wanted if best is None else here - COMPARABLE * (here - best[0])
+            self._menu.helped(kind, distance <= near)
         if best is None or kept is None:
             trainer.restore(before)
             aim.point = point
@@ -372,6 +400,12 @@ class Search:
                     seen[id(batch)] = len(batches)
                     batches.append(batch)
                 order.append(seen[id(batch)])
+        with self._trainer.in_earnest():
+            return self._trained_again(batches, order, failing, aim)
+
+    def _trained_again(
+        self, batches: list[Batch], order: list[int], failing: Batch, aim: Aim | None
+    ) -> Course | None:
         trainer = self._trainer
         trainer.begin(self._start)
         every = max(1, len(order) // 64)

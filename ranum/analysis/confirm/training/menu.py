@@ -20,7 +20,7 @@ HELD = 16
 """Steps in a row that a batch is trained on in slow cycles: an optimizer's momentum settles."""
 AGAIN = 3
 """The data accepted last that are tried once more."""
-FAILURES = 3
+FAILURES = 2
 """Times in a row that a kind of data has not helped before it is tried less often."""
 
 Maker = Callable[[], Cycle | None]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ranum.analysis.capture.lightning import is_lightning_module
 from ranum.analysis.capture.program import Program
-from ranum.analysis.confirm.training.twins import is_keras_optimizer, twin
+from ranum.analysis.confirm.training.twins import Twin, is_keras_optimizer, twin
 from ranum.errors import ArgumentError
 
 Factory = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
@@ -29,7 +29,7 @@ class Recipe:
         normalises: A step depends on the signs of the gradients more than on their size.
     """
 
-    make: Callable[[Mapping[str, Tensor]], torch.optim.Optimizer]
+    make: Callable[[Mapping[str, Tensor]], torch.optim.Optimizer | Twin]
     words: str
     original: Any
     normalises: bool
@@ -182,11 +182,5 @@ def _accepted(kind: type, defaults: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in defaults.items() if key in names}
 
 
-class _Still(torch.optim.Optimizer):
+class _Still(Twin):
     """For a program without weights: there is nothing to train."""
-
-    def __init__(self, parameters: Iterable[Tensor]) -> None:
-        super().__init__([torch.zeros(())], {})
-
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Does nothing."""

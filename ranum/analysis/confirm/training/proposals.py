@@ -18,9 +18,15 @@ from torch import Tensor
 from ranum.analysis.capture.program import Program
 from ranum.analysis.confirm.training.aim import Aim
 from ranum.analysis.confirm.training.data import Batch, Slot, own
+from ranum.analysis.confirm.training.quick import Quick
+from ranum.analysis.confirm.training.rows import View
 
 LENGTHS = (2.0, 0.5, 0.1)
 """Steps of a batch up the match, in sizes of the input: to the ends of its range first."""
+ROUNDS = 4
+"""Times a batch that is matched is moved at most."""
+LITTLE = 0.02
+"""Share of a match that a move must bring for another one."""
 CONTRASTS = (0.5, 0.2, 0.05, 0.01)
 """How near two batches of different labels lie, in shares of the way to the failing batch."""
 DIRECTIONS = 3
@@ -65,13 +71,30 @@ class Matcher:
     Args:
         program: What is trained.
         slots: The inputs that training data may change.
+        view: What the search looks at, perhaps one row.
     """
 
-    def __init__(self, program: Program, slots: tuple[Slot, ...]) -> None:
+    def __init__(self, program: Program, slots: tuple[Slot, ...], view: View) -> None:
         self._program = program
         self._slots = {one.name: one for one in slots}
+        self._view = view
         self._generator = torch.Generator().manual_seed(0)
         self._floats = {name: one for name, one in self._slots.items() if one.variable is not None}
+        self._near = self._slots
+        self._near_floats = self._floats
+        self._quick: Quick | None = None
+
+    @property
+    def quick(self) -> Quick | None:
+        """The step's gradients by its recorded forward pass, of a row where that is enough."""
+        return self._quick
+
+    @quick.setter
+    def quick(self, given: Quick | None) -> None:
+        self._quick = given
+        if given is not None and given.rows:
+            self._near = {one.name: one for one in self._view.slots}
+            self._near_floats = {n: one for n, one in self._near.items() if one.variable is not None}
 
     def matched(
         self, wanted: Wanted, start: Mapping[str, Tensor], still: Collection[str] = ()
@@ -83,27 +106,44 @@ class Matcher:
             start: Where to begin; inputs that are missing begin as recorded.
             still: Inputs that stay where they begin.
         """
-        point = {name: start.get(name, one.recorded) for name, one in self._floats.items()}
+        floats = self._near_floats
+        point = self._begun(start)
         choices = dict(self._best_choices(wanted, point))
         try:
-            score, slopes = self._score(wanted, point, choices)
-            labelled = {n: self._liked(self._floats[n], x, slopes.get(n)) for n, x in point.items()}
-            if any(labelled[name] is not x for name, x in point.items()):
-                better, found = self._score(wanted, labelled, choices)
-                if better > score:
-                    point, score, slopes = labelled, better, found
-            for length in LENGTHS:
-                moved = {
-                    n: x if n in still else self._moved(self._floats[n], x, slopes.get(n), length)
-                    for n, x in point.items()
-                }
-                better, found = self._score(wanted, moved, choices)
-                if better > score:
-                    point, score = moved, better
+            score = self._match(wanted, point, choices)
+            for _ in range(ROUNDS):
+                slopes = self._slopes(wanted, point, choices)
+                before = score
+                liked = {n: self._liked(floats[n], x, slopes.get(n)) for n, x in point.items()}
+                if any(not torch.equal(liked[name], x) for name, x in point.items()):
+                    better = self._match(wanted, liked, choices)
+                    if better > score:
+                        point, score = liked, better
+                for length in LENGTHS:
+                    moved = {
+                        n: x if n in still else self._moved(floats[n], x, slopes.get(n), length)
+                        for n, x in point.items()
+                    }
+                    better = self._match(wanted, moved, choices)
+                    if better > score:
+                        point, score = moved, better
+                        break
+                if score - before <= LITTLE * abs(before):
                     break
         except RuntimeError:
             return None
-        return ({**own(self._floats, point), **choices},)
+        return (self._whole({**own(floats, point), **choices}),)
+
+    def _begun(self, start: Mapping[str, Tensor]) -> Point:
+        """The floats of a batch, as recorded where it has none; its first row if one is enough."""
+        return {
+            name: start[name][: len(one.recorded)] if name in start and one.recorded.dim()
+            else start.get(name, one.recorded)
+            for name, one in self._near_floats.items()
+        }  # fmt: skip
+
+    def _whole(self, batch: Batch) -> Batch:
+        return self._view.whole(batch) if self._near is not self._slots else batch
 
     def matched_from(
         self, wanted: Wanted, start: Callable[[], Mapping[str, Tensor]]
@@ -132,51 +172,65 @@ class Matcher:
         assert one.variable is not None
         return one.legal(x + length * one.variable.size * slope.sign())
 
-    def _score(
+    def _match(self, wanted: Wanted, point: Mapping[str, Tensor], choices: Batch) -> float:
+        """How far a step on a batch goes in the wanted direction."""
+        batch = {name: self._near_floats[name].own(x).detach() for name, x in point.items()}
+        with torch.enable_grad():
+            named = self._gradients(wanted, {**batch, **choices}, twice=False)
+        return float(wanted.match(named))
+
+    def _slopes(
         self,
         wanted: Wanted,
         point: Mapping[str, Tensor],
         choices: Batch,
         labels_only: bool = False,
-    ) -> tuple[float, dict[str, Tensor]]:
-        leaves = {name: self._floats[name].own(x).detach().clone() for name, x in point.items()}
+    ) -> dict[str, Tensor]:
+        """Gradients of the match by the inputs, through the step's own gradient."""
+        floats = self._near_floats
+        leaves = {name: floats[name].own(x).detach().clone() for name, x in point.items()}
         for name, leaf in leaves.items():
-            leaf.requires_grad_(not labels_only or self._floats[name].is_label)
-        parameters = {
-            name: one for name, one in self._program.parameters.items() if name in wanted.slope
-        }
+            leaf.requires_grad_(not labels_only or floats[name].is_label)
         with torch.enable_grad():
-            loss = self._program.step(*self._program.batch({**leaves, **choices}))
-            assert loss is not None
-            gradients = torch.autograd.grad(
-                loss.sum(), list(parameters.values()), create_graph=True, allow_unused=True
-            )
-            named = {
-                name: g for name, g in zip(parameters, gradients, strict=True) if g is not None
-            }
-            score = wanted.match(named)
-            if not score.requires_grad or not any(x.requires_grad for x in leaves.values()):
-                return float(score.detach()), {}
+            score = wanted.match(self._gradients(wanted, {**leaves, **choices}, twice=True))
             leaves = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
+            if not score.requires_grad or not leaves:
+                return {}
             found = torch.autograd.grad(score, list(leaves.values()), allow_unused=True)
-        slopes = {
+        return {
             name: slope.detach().to(torch.float64)
             for name, slope in zip(leaves, found, strict=True)
             if slope is not None and bool(slope.isfinite().all()) and bool(slope.any())
         }
-        return float(score.detach()), slopes
+
+    def _gradients(self, wanted: Wanted, batch: Batch, *, twice: bool) -> dict[str, Tensor]:
+        parameters = {
+            name: one for name, one in self._program.parameters.items() if name in wanted.slope
+        }
+        found = torch.autograd.grad(
+            self._loss(batch), list(parameters.values()), create_graph=twice, allow_unused=True
+        )
+        return {name: g for name, g in zip(parameters, found, strict=True) if g is not None}
+
+    def _loss(self, batch: Batch) -> Tensor:
+        if self._quick is not None:
+            known = {one.name: one.own(one.recorded) for one in self._near.values()}
+            return self._quick.loss({**self._quick.inputs, **known, **batch})
+        loss = self._program.step(*self._program.batch(batch))
+        assert loss is not None
+        return loss.sum()
 
     def _best_choices(
         self, wanted: Wanted, point: Mapping[str, Tensor]
     ) -> Iterator[tuple[str, Tensor]]:
         """Integer inputs: the number that matches best when it stands everywhere."""
-        for one in self._slots.values():
+        for one in self._near.values():
             if one.choice is None:
                 continue
             scored = []
             for number in range(min(one.classes, 16)):
                 try:
-                    score, _ = self._score(wanted, point, {one.name: one.labelled(number)})
+                    score = self._match(wanted, point, {one.name: one.labelled(number)})
                 except RuntimeError:
                     continue
                 scored.append((score, number))
@@ -191,6 +245,11 @@ class Matcher:
     def beside(self, batch: Batch) -> Cycle:
         """A batch and a random one in turn."""
         return batch, self._corner()
+
+    def comparable(self) -> Cycle:
+        """A random batch of two kinds of rows, and one of one kind."""
+        first, second = self._corner(), self._corner()
+        return (*self._mixed(first, second), first)
 
     def corners(self, count: int, held: int = 1) -> Cycle:
         """Random batches of equal rows at the ends of the ranges, each for so many steps."""
@@ -227,12 +286,12 @@ class Matcher:
         """For each label, the number that matches best in a batch, and the one that does least."""
         best: dict[str, int] = {}
         worst: dict[str, int] = {}
-        floats = {name: point.get(name, one.recorded) for name, one in self._floats.items()}
+        floats = self._begun(point)
         try:
-            _, slopes = self._score(wanted, floats, {}, labels_only=True)
+            slopes = self._slopes(wanted, floats, {}, labels_only=True)
         except RuntimeError:
             slopes = {}
-        for name, one in self._slots.items():
+        for name, one in self._near.items():
             if one.kind == "one-hot" and name in slopes:
                 totals = slopes[name].transpose(one.dim, -1).reshape(-1, one.classes).sum(0)
                 best[name], worst[name] = int(totals.argmax()), int(totals.argmin())
@@ -243,7 +302,7 @@ class Matcher:
                 scores = []
                 for number in range(one.classes):
                     try:
-                        score, _ = self._score(wanted, floats, {name: one.labelled(number)})
+                        score = self._match(wanted, floats, {name: one.labelled(number)})
                     except RuntimeError:
                         continue
                     scores.append((score, number))
@@ -292,11 +351,16 @@ class Matcher:
 
     def _mixed(self, first: Batch, second: Batch) -> Cycle:
         """Both in one batch, half and half; in turn where they have no rows in common."""
-        lengths = {len(x) if x.dim() else 0 for x in (*first.values(), *second.values())}
+        lengths = {len(x) for x in (*first.values(), *second.values()) if x.dim()}
         if len(lengths) != 1 or max(lengths) < 2:
             return first, second
         half = max(lengths) // 2
-        return ({name: torch.cat([first[name][:half], second[name][half:]]) for name in first},)
+        return (
+            {
+                name: torch.cat([x[:half], second[name][half:]]) if x.dim() else x
+                for name, x in first.items()
+            },
+        )
 
     def _faint(
         self, wanted: Wanted, far: Mapping[str, Tensor]

@@ -16,6 +16,8 @@ from ranum.analysis.confirm.replay import RANDOM
 from ranum.analysis.confirm.rerun import Failure, Probe, has_bad_gradient
 from ranum.analysis.confirm.training.data import Batch
 from ranum.analysis.confirm.training.optimizers import Recipe
+from ranum.analysis.confirm.training.quick import Quick
+from ranum.analysis.confirm.training.twins import Twin
 from ranum.analysis.result import Context, Defect
 from ranum.errors import ArgumentError
 
@@ -54,6 +56,7 @@ class Trainer:
         self.is_random = any(node.op in RANDOM for node in context.graph.nodes)
         self.steps = 0
         self.all_steps = 0
+        self.quick: Quick | None = None
 
     def _tensors(self) -> list[Tensor]:
         model = self._program.model
@@ -91,8 +94,44 @@ class Trainer:
 
     def step(self, batch: Batch) -> Ended:
         """One step of training; the weights stay as they are where it does not succeed."""
-        self._optimizer.zero_grad(set_to_none=True)
         self.all_steps += 1
+        ended = self._quick_gradients(batch) or self._gradients(batch)
+        if ended != "stepped":
+            return ended
+        slopes = [p.grad for p in self._program.parameters.values() if p.grad is not None]
+        if not all(bool(s.sum().isfinite()) or bool(s.isfinite().all()) for s in slopes):
+            return "bad gradient"
+        self._optimizer.step()
+        self.steps += 1
+        return "stepped"
+
+    @contextmanager
+    def in_earnest(self) -> Iterator[None]:
+        """Inside, every step is the program's own."""
+        held, self.quick = self.quick, None
+        try:
+            yield
+        finally:
+            self.quick = held
+
+    def _quick_gradients(self, batch: Batch) -> Ended | None:
+        """Fills the gradients by the recorded forward pass; None if that is not possible."""
+        if self.quick is None:
+            return None
+        try:
+            found = self.quick.gradients(batch)
+        except RuntimeError:
+            return None
+        if found is None:
+            return None
+        loss, slopes = found
+        for parameter, slope in zip(self._program.parameters.values(), slopes, strict=True):
+            parameter.grad = slope
+        return "stepped" if bool(loss.isfinite()) else "bad loss"
+
+    def _gradients(self, batch: Batch) -> Ended:
+        """Fills the gradients by the program's own step."""
+        self._optimizer.zero_grad(set_to_none=True)
         try:
             loss = self._program.step(*self._program.batch(batch))
             if not isinstance(loss, Tensor) or not loss.requires_grad:
@@ -108,11 +147,6 @@ class Trainer:
             raise
         except Exception:  # the user's step refuses such data
             return "refused"
-        slopes = [p.grad for p in self._program.parameters.values() if p.grad is not None]
-        if not all(bool(s.sum().isfinite()) or bool(s.isfinite().all()) for s in slopes):
-            return "bad gradient"
-        self._optimizer.step()
-        self.steps += 1
         return "stepped"
 
     def failure(self, batch: Batch) -> Failure | None:
@@ -154,7 +188,7 @@ class Trainer:
         """Everything that a later step depends on."""
         return State(
             tuple(one.detach().clone() for one in self._held),
-            copy.deepcopy(self._optimizer.state_dict()),
+            _remembered(self._optimizer),
             torch.get_rng_state(),
             self.steps,
         )
@@ -162,7 +196,7 @@ class Trainer:
     def restore(self, state: State) -> None:
         """Back to where a snapshot was taken."""
         self._write(state.tensors)
-        self._optimizer.load_state_dict(copy.deepcopy(state.optimizer))
+        _remind(self._optimizer, state.optimizer)
         torch.set_rng_state(state.random)
         self.steps = state.steps
 
@@ -170,3 +204,38 @@ class Trainer:
     def _write(self, tensors: tuple[Tensor, ...]) -> None:
         for one, value in zip(self._held, tensors, strict=True):
             one.data.copy_(value)
+
+
+def _remembered(optimizer: torch.optim.Optimizer | Twin) -> Any:
+    """What an optimizer knows of each parameter, and the settings of its groups, copied."""
+    held = {
+        parameter: {
+            key: one.detach().clone() if isinstance(one, Tensor) else copy.deepcopy(one)
+            for key, one in state.items()
+        }
+        for parameter, state in optimizer.state.items()
+    }
+    return held, [_settings(group) for group in optimizer.param_groups]
+
+
+@torch.no_grad()
+def _remind(optimizer: torch.optim.Optimizer | Twin, remembered: Any) -> None:
+    held, settings = remembered
+    for parameter in [one for one in optimizer.state if one not in held]:
+        del optimizer.state[parameter]
+    for parameter, known in held.items():
+        state = optimizer.state[parameter]
+        for key in [key for key in state if key not in known]:
+            del state[key]
+        for key, one in known.items():
+            now = state.get(key)
+            if isinstance(one, Tensor) and isinstance(now, Tensor) and now.shape == one.shape:
+                now.copy_(one)
+            else:
+                state[key] = one.clone() if isinstance(one, Tensor) else copy.deepcopy(one)
+    for group, known in zip(optimizer.param_groups, settings, strict=True):
+        group.update(copy.deepcopy(known))
+
+
+def _settings(group: dict[str, Any]) -> dict[str, Any]:
+    return {key: copy.deepcopy(one) for key, one in group.items() if key != "params"}

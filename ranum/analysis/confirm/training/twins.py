@@ -6,11 +6,13 @@ moment, and under the root.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.adam import adam
 
 from ranum.errors import ArgumentError
 
@@ -23,7 +25,7 @@ def is_keras_optimizer(value: Any) -> bool:
     )
 
 
-def twin(optimizer: Any) -> tuple[Callable[[list[Tensor]], torch.optim.Optimizer], str]:
+def twin(optimizer: Any) -> tuple[Callable[[list[Tensor]], Twin], str]:
     """A function that makes an optimizer like a Keras one, and its name with settings.
 
     Raises:
@@ -54,13 +56,21 @@ def _short(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else repr(value)
 
 
-class _Twin(torch.optim.Optimizer):
+class Twin:
+    """What the search needs of an optimizer; torch's base class imports its compiler first."""
+
     def __init__(self, parameters: Iterable[Tensor], **settings: Any) -> None:
-        super().__init__(parameters, settings)
-        self._steps = 0
+        self.param_groups = [{"params": list(parameters), **settings}]
+        self.state: defaultdict[Tensor, dict[str, Any]] = defaultdict(dict)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forgets the gradients."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self) -> None:
         """One step."""
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -81,20 +91,22 @@ def _held(state: dict[str, Any], name: str, x: Tensor, value: float = 0.0) -> Te
     return held
 
 
-class _Adam(_Twin):
+class _Adam(Twin):
     """m / (sqrt(v) + eps), with both corrections in the learning rate (Kingma and Ba, 2015)."""
 
     def _move(self, x: Tensor, g: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-        first, second, n = group["beta_1"], group["beta_2"], state["step"]
-        m = _held(state, "m", x).lerp_(g, 1 - first)
-        v = _held(state, "v", x).lerp_(g * g, 1 - second)
-        rate = group["learning_rate"] * (1 - second**n) ** 0.5 / (1 - first**n)
-        if group.get("weight_decay"):
-            x.mul_(1 - group["weight_decay"] * group["learning_rate"])
-        x.addcdiv_(m, v.sqrt().add_(group["epsilon"]), value=-rate)
+        first, second = group["beta_1"], group["beta_2"]
+        m, v = _held(state, "m", x), _held(state, "v", x)
+        correction = (1 - second ** state["step"]) ** 0.5
+        adam(
+            [x], [g], [m], [v], [], [torch.tensor(float(state["step"] - 1))],
+            fused=True, decoupled_weight_decay=True, amsgrad=False, beta1=first, beta2=second,
+            lr=group["learning_rate"], weight_decay=group.get("weight_decay") or 0.0,
+            eps=group["epsilon"] / correction, maximize=False,
+        )  # fmt: skip
 
 
-class _RMSprop(_Twin):
+class _RMSprop(Twin):
     def _move(self, x: Tensor, g: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         v = _held(state, "v", x).lerp_(g * g, 1 - group["rho"])
         step = group["learning_rate"] * g / (v + group["epsilon"]).sqrt()
@@ -103,23 +115,27 @@ class _RMSprop(_Twin):
         x.sub_(step)
 
 
-class _Adagrad(_Twin):
+class _Adagrad(Twin):
     def _move(self, x: Tensor, g: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         total = _held(state, "sum", x, group["initial_accumulator_value"]).addcmul_(g, g)
         x.addcdiv_(g, (total + group["epsilon"]).sqrt(), value=-group["learning_rate"])
 
 
-def _sgd(parameters: Iterable[Tensor], **settings: Any) -> torch.optim.Optimizer:
-    return torch.optim.SGD(
-        parameters,
-        lr=settings["learning_rate"],
-        momentum=settings["momentum"],
-        nesterov=settings["nesterov"],
-    )
+class _SGD(Twin):
+    def _move(self, x: Tensor, g: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+        momentum, rate = group["momentum"], group["learning_rate"]
+        if not momentum:
+            x.sub_(g, alpha=rate)
+            return
+        held = _held(state, "m", x).mul_(momentum).sub_(g, alpha=rate)
+        if group["nesterov"]:
+            x.add_(held, alpha=momentum).sub_(g, alpha=rate)
+        else:
+            x.add_(held)
 
 
-_KINDS: dict[str, tuple[Callable[..., torch.optim.Optimizer], tuple[str, ...]]] = {
-    "SGD": (_sgd, ("momentum", "nesterov")),
+_KINDS: dict[str, tuple[Callable[..., Twin], tuple[str, ...]]] = {
+    "SGD": (_SGD, ("momentum", "nesterov")),
     "Adam": (_Adam, ("beta_1", "beta_2", "epsilon")),
     "AdamW": (_Adam, ("beta_1", "beta_2", "epsilon", "weight_decay")),
     "RMSprop": (_RMSprop, ("rho", "momentum", "epsilon")),
