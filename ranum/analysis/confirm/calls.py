@@ -50,9 +50,11 @@ class Calls:
                 result = function(*arguments)
                 if not isinstance(result, (tuple, list)):
                     result = (result,)
-                for number, one in zip(outputs, result, strict=False):
-                    if number is not None:
-                        known[number] = one
+                known.update(
+                    (made, one)
+                    for made, one in zip(outputs, result, strict=False)
+                    if made is not None
+                )
         except (RuntimeError, TypeError, IndexError, NotImplementedError, KeyError) as error:
             raise NotExecutableError(f"{function} cannot be run again: {error}") from error
         return known

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from ranum.analysis.capture.tensorflow import bridge
 
-ATTEMPTS = 3
+ATTEMPTS = 6
 """Runs of a function that draws random numbers; those cannot be given, so all must fail."""
+TRAININGS = 2
+"""Trainings with such a function, each with numbers of its own; all must end in the failure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,16 +92,21 @@ class TensorFlowOrigin:
         fed = [
             [tf.constant(batch[name].detach().numpy()) for name in self.names] for batch in batches
         ]
-        with self._assigned(weights):
-            if len(order) > 1:
-                step = self._training_step(optimizer)
-                for number in order[:-1]:
-                    step(*fed[number])
-            for _ in range(ATTEMPTS if self._draws_numbers else 1):
+        for _ in range(TRAININGS if self._draws_numbers and len(order) > 1 else 1):
+            with self._assigned(weights):
+                if len(order) > 1:
+                    step = self._training_step(optimizer)
+                    for number in order[:-1]:
+                        step(*fed[number])
                 last = fed[order[-1]]
-                bad = self._gradient_fails(last) if gradient_only else self._node_fails(last, node)
-                if not bad:
-                    return bad
+                for _ in range(ATTEMPTS if self._draws_numbers else 1):
+                    bad = (
+                        self._gradient_fails(last)
+                        if gradient_only
+                        else self._node_fails(last, node)
+                    )
+                    if not bad:
+                        return bad
         return True
 
     def _training_step(self, optimizer: Any) -> Any:

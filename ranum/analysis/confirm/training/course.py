@@ -54,7 +54,15 @@ AHEAD = 8
 """Share of a round that slowed down which the next one looks ahead, one in so many."""
 SLOWING = 0.5
 """Share of the first gain below which other data are looked for."""
-PATIENCE = 2
+EVERYTHING = 4
+"""Every so many rounds look at all kinds of data; others take the first that helps as usual."""
+POOR = 0.25
+"""Share of what a step has brought so far below which the next round looks at all kinds."""
+ONWARD = 0.06
+"""Share of the time left after which a round that goes on looks around again."""
+AFRESH = 2
+"""Failures that did not happen again after which a track begins anew."""
+PATIENCE = 4
 """Longer courses tried after one whose failure did not happen when it was run again."""
 MOVES = 2
 """Gradients taken for the failing batch after each trial."""
@@ -82,6 +90,8 @@ class _Track:
         accepted: The data trained on so far, with the number of steps.
         attempts: Failures that did not happen when they were run again.
         seconds: Taken so far.
+        usual: What a step of the last round brought; 0 where the next looks at everything.
+        rounds: Taken so far.
     """
 
     state: State
@@ -91,6 +101,8 @@ class _Track:
     accepted: list[tuple[Cycle, int]] = field(default_factory=list)
     attempts: int = 0
     seconds: float = 0.0
+    usual: float = 0.0
+    rounds: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +166,7 @@ class Search:
         self._accepted: list[tuple[Cycle, int]] = []
         self._attempts = 0
         self._step_seconds = 0.0
+        self._usual, self._rounds, self._first = 0.0, 0, 0.0
         self._only_contrasts = False
         self._most_seconds = 0.0
         self._is_hastened = False
@@ -184,6 +197,7 @@ class Search:
             if before is None or before - here < NO_GAIN * abs(here):
                 break
         self._hasten()
+        self._first = here
         first = CONTRASTS_FIRST if self._matcher.has_labels else 2 * HELD
         tracks = [
             _Track(self._trainer.snapshot(), aim.point, 1, contrasts=False),
@@ -209,11 +223,18 @@ class Search:
             trainer.quick = quick(self._context, self._view, compared)
             self._matcher.quick = trainer.quick
 
+    def _be_exact(self) -> None:
+        """From now on trains on all rows, which rounds as the step itself does."""
+        trainer = self._trainer
+        if trainer.quick is not None:
+            trainer.quick = quick(self._context, None, self._matcher.comparable())
+
     def _followed(self, aim: Aim, track: _Track, seconds: float) -> Course | None:
         """Goes on where a track stands, for a while."""
         self._say(_STAGES[track.contrasts])
         self._trainer.restore(track.state)
         self._accepted, self._attempts = track.accepted, track.attempts
+        self._usual, self._rounds = track.usual, track.rounds
         self._only_contrasts = track.contrasts
         aim.point = track.point if track.state.steps else aim.point
         begun = self._budget.left
@@ -221,6 +242,7 @@ class Search:
         track.seconds += begun - self._budget.left
         track.state, track.point = self._trainer.snapshot(), aim.point
         track.accepted, track.attempts = self._accepted, self._attempts
+        track.usual, track.rounds = self._usual, self._rounds
         return found
 
     def _say(self, stage: str) -> None:
@@ -234,14 +256,13 @@ class Search:
     def _course(self, aim: Aim, horizon: int, until: float) -> tuple[Course | None, int]:
         """Rounds until it fails or no more than so much time is left; the horizon then."""
         trainer = self._trainer
-        usual = 0.0
         while not self._is_over and self._budget.left > until and horizon <= LONGEST:
             here = aim.move(trainer.weights, MOVES)  # what training did not bring does not count
             if here is None:
                 return None, HOPELESS
             begun, steps = here, trainer.steps
             ahead = min(horizon, self._reach, self._most - trainer.steps)
-            best = self._best(aim, here, ahead, usual)
+            best = self._best(aim, here, ahead, self._usual)
             if isinstance(best, Course):
                 return best, horizon
             if best is None:
@@ -257,10 +278,14 @@ class Search:
             here = outcome
             taken = max(trainer.steps - steps, 1)
             rate = (begun - here) / taken
-            if rate < SLOWING * usual or begun - here < SMALL_GAIN * abs(begun):
+            if begun - here < SMALL_GAIN * abs(begun):
                 horizon = max(horizon * LONGER, min(taken // AHEAD, LONGEST))
                 rate = 0.0  # the next round looks at everything
-            usual = rate
+            self._rounds += 1
+            mean = (self._first - here) / max(trainer.steps, 1)
+            is_poor = rate < POOR * mean and not self._only_contrasts
+            goes_on = self._rounds % EVERYTHING and not is_poor
+            self._usual = rate if goes_on else 0.0
         return None, horizon if trainer.steps < self._most else HOPELESS
 
     @property
@@ -333,6 +358,7 @@ class Search:
         """Trains on as long as it helps as much as at first."""
         trainer = self._trainer
         count = horizon
+        until = self._budget.left * (1 - ONWARD)
         while not self._is_over:
             before, point = trainer.snapshot(), aim.point
             taken = self._train(aim, cycle, count)
@@ -349,7 +375,7 @@ class Search:
             found = self._verified(aim)
             if found is not None:
                 return found
-            if rate < SLOWING * usual:
+            if rate < SLOWING * usual or self._budget.left < until:
                 return here
             count = min(2 * count, LONGEST)
         return here
@@ -379,12 +405,21 @@ class Search:
     def _verified(self, aim: Aim) -> Course | None:
         if not aim.fails(self._trainer.weights):
             return None
-        state = self._trainer.snapshot()
+        trainer = self._trainer
+        state = trainer.snapshot()
         course = self._confirmed(self._accepted, aim.batch(), aim)
-        if course is None:
-            self._attempts += 1
-            self._trainer.restore(state)
-        return course
+        if course is not None:
+            return course
+        if trainer.steps == state.steps and not aim.fails(trainer.weights):
+            self._be_exact()  # rounding on fewer rows has led elsewhere: go on from what is true
+            return None
+        self._attempts += 1
+        if self._attempts % AFRESH:
+            trainer.restore(state)
+        else:  # a run that rounding decides is not mended by going on
+            trainer.begin(self._start)
+            self._accepted, self._usual = [], 0.0
+        return None
 
     def _confirmed(
         self, taken: list[tuple[Cycle, int]], failing: Batch, aim: Aim | None = None

@@ -18,6 +18,8 @@ CORNERS = (2, 2, 8)
 """Random batches in each of the cycles of such that are tried in a round."""
 HELD = 16
 """Steps in a row that a batch is trained on in slow cycles: an optimizer's momentum settles."""
+HELD_CORNERS = (2, 2, 4)
+"""Batches in such cycles."""
 AGAIN = 3
 """The data accepted last that are tried once more."""
 FAILURES = 2
@@ -85,7 +87,8 @@ class Menu:
         seen: set[int] = set()
         for kind in sorted(kinds, key=lambda kind: -self._chosen.get(kind, 0)):
             failures = self._failures.get(kind, 0)
-            if failures >= FAILURES and self._rounds % failures:
+            is_new = "corners" in kind  # drawn anew each time
+            if failures >= FAILURES and self._rounds % failures and not is_new:
                 continue
             made = kinds[kind]()
             if made is not None and id(made) not in seen:
@@ -103,19 +106,22 @@ class Menu:
             yield f"corners {number}", partial(matcher.corners, min(horizon, length))
         yield "failing", lambda: (aim.batch(),)
         yield "recorded", lambda: ({},)
-        for name, start in self._starts(aim, horizon):
-            yield f"matched {name}", partial(matcher.matched_from, wanted, start)
+        matches = [("matched", wanted)]
         if self._normalises:  # a large gradient counts for long in the second moments
-            by_size = Wanted(slope, normalises=False)
-            for name, start in self._starts(aim, horizon):
-                yield f"by size {name}", partial(matcher.matched_from, by_size, start)
+            matches.append(("by size", Wanted(slope, normalises=False)))
+        for turn, (way, each) in enumerate(matches):
+            for number, (name, start) in enumerate(self._starts(aim, horizon)):
+                kind = f"{way} {name}"  # they are slow: each round tries half of them
+                if kind in self._chosen or (number + turn + self._rounds) % 2:
+                    yield kind, partial(matcher.matched_from, each, start)
 
     def _cycles(
         self, aim: Aim, slope: Mapping[str, Tensor], horizon: int
     ) -> Iterator[tuple[str, Maker]]:
         """Data that take many steps."""
         if horizon >= 2 * HELD:
-            yield "held corners", partial(self._matcher.corners, 2, HELD)
+            for number, count in enumerate(HELD_CORNERS):
+                yield f"held corners {number}", partial(self._matcher.corners, count, HELD)
         if horizon > 1:
             yield from self._matcher.contrasts(Wanted(slope, self._normalises), aim.far())
             yield "beside", lambda: self._matcher.beside(aim.batch())

@@ -23,7 +23,7 @@ from ranum.analysis.confirm.training.rows import View
 
 LENGTHS = (2.0, 0.5, 0.1)
 """Steps of a batch up the match, in sizes of the input: to the ends of its range first."""
-ROUNDS = 4
+ROUNDS = 2
 """Times a batch that is matched is moved at most."""
 LITTLE = 0.02
 """Share of a match that a move must bring for another one."""
@@ -94,7 +94,9 @@ class Matcher:
         self._quick = given
         if given is not None and given.rows:
             self._near = {one.name: one for one in self._view.slots}
-            self._near_floats = {n: one for n, one in self._near.items() if one.variable is not None}
+            self._near_floats = {
+                n: one for n, one in self._near.items() if one.variable is not None
+            }
 
     def matched(
         self, wanted: Wanted, start: Mapping[str, Tensor], still: Collection[str] = ()
@@ -247,8 +249,16 @@ class Matcher:
         return batch, self._corner()
 
     def comparable(self) -> Cycle:
-        """A random batch of two kinds of rows, and one of one kind."""
-        first, second = self._corner(), self._corner()
+        """A random batch of two kinds of rows, and one of one kind.
+
+        Numbers that stand alone, such as a share that is kept, are at their upper ends.
+        """
+        alone = {
+            name: one.own(one.legal(torch.full_like(one.recorded, torch.inf)))
+            for name, one in self._slots.items()
+            if one.kind == "free" and not one.recorded.dim()
+        }
+        first, second = {**self._corner(), **alone}, {**self._corner(), **alone}
         return (*self._mixed(first, second), first)
 
     def corners(self, count: int, held: int = 1) -> Cycle:
@@ -392,7 +402,7 @@ class Matcher:
         for end in (-torch.inf, torch.inf):
             base = {n: one.legal(torch.full_like(one.recorded, end)) for n, one in free.items()}
             yield base, {name: far[name] for name in free}
-        generator = torch.Generator().manual_seed(0)
+        generator = self._generator
         least, most = ({}, {})
         for name, one in free.items():
             low = one.legal(torch.full_like(one.recorded, -torch.inf))

@@ -9,6 +9,7 @@ the same gradients as the step itself. What it finds is trained again by the ste
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -142,26 +143,24 @@ class Quick:
         ]  # fmt: skip
 
 
-def quick(context: Context, view: View, batches: Sequence[Batch]) -> Quick | None:
+def quick(context: Context, view: View | None, batches: Sequence[Batch]) -> Quick | None:
     """The forward pass of one row, or else of the batch, where it gives the step's gradients.
 
     Args:
         context: Of the analysis.
-        view: What the search looks at, perhaps a row.
+        view: What the search looks at, perhaps a row; None for the batch.
         batches: On which both are compared, as the weights are now.
     """
     program = context.program
     inputs = program.inputs
     made: list[Quick] = []
-    for graph, rows in ((view.context.graph, view.repeats), (context.graph, 1)):
-        if rows == 1 and view.repeats > 1 and graph is view.context.graph:
-            continue
-        try:
-            flat = Flat(graph)
-        except NotExecutableError:
-            continue
-        for factor in (1.0, float(rows)) if rows > 1 else (1.0,):
-            made.append(Quick(flat, inputs, program.parameters, rows if rows > 1 else 0, factor))
+    of_batch = (context.graph, 0, 1.0)
+    of_row = [] if view is None or view.repeats == 1 else [
+        (view.context.graph, view.repeats, factor) for factor in (1.0, float(view.repeats))
+    ]  # fmt: skip
+    for graph, rows, factor in (*of_row, of_batch):
+        with suppress(NotExecutableError):
+            made.append(Quick(Flat(graph), inputs, program.parameters, rows, factor))
     random = torch.get_rng_state()
     wanted: list[Any] = []
     for one in made:
@@ -182,14 +181,10 @@ def _of_step(program: Program, batch: Batch, random: Tensor) -> tuple[Tensor | N
     with torch.enable_grad():
         loss = program.step(*program.batch(batch))
         assert loss is not None
-        return torch.autograd.grad(
-            loss.sum(), list(program.parameters.values()), allow_unused=True
-        )
+        return torch.autograd.grad(loss.sum(), list(program.parameters.values()), allow_unused=True)
 
 
-def _agrees(
-    one: Quick, batch: Batch, wanted: Sequence[Tensor | None], random: Tensor
-) -> bool:
+def _agrees(one: Quick, batch: Batch, wanted: Sequence[Tensor | None], random: Tensor) -> bool:
     torch.set_rng_state(random)
     found = one.gradients(batch)
     if found is None:
