@@ -31,9 +31,11 @@ LATER = 4
 TRIALS = 4
 """Data tried in a round at least, however long it takes."""
 SLICES = 32
-"""Parts of the time in which the two ways of searching take turns."""
+"""Parts of the time in which the tracks take turns."""
 RARER = 2
-"""Times as much time that the first way of searching gets as the second."""
+"""Times as much time that the track nearest to the goal gets as any other."""
+MOST_TRACKS = 4
+"""Tracks at most; a track of contrasts that hardly gets on is joined by one that begins anew."""
 ROUNDS = 8
 """Parts of the time: once a round took one, it makes do with what it has found."""
 LONGEST = 4096
@@ -87,6 +89,7 @@ class _Track:
         point: The failing batch.
         horizon: Steps it looks ahead.
         contrasts: It tries nothing but contrasts.
+        distance: To the goal.
         accepted: The data trained on so far, with the number of steps.
         attempts: Failures that did not happen when they were run again.
         seconds: Taken so far.
@@ -98,6 +101,7 @@ class _Track:
     point: dict[str, Tensor]
     horizon: int
     contrasts: bool
+    distance: float
     accepted: list[tuple[Cycle, int]] = field(default_factory=list)
     attempts: int = 0
     seconds: float = 0.0
@@ -166,7 +170,9 @@ class Search:
         self._accepted: list[tuple[Cycle, int]] = []
         self._attempts = 0
         self._step_seconds = 0.0
-        self._usual, self._rounds, self._first = 0.0, 0, 0.0
+        self._usual, self._rounds = 0.0, 0
+        self._first = self._here = 0.0
+        self._is_poor = False
         self._only_contrasts = False
         self._most_seconds = 0.0
         self._is_hastened = False
@@ -197,19 +203,24 @@ class Search:
             if before is None or before - here < NO_GAIN * abs(here):
                 break
         self._hasten()
+        here = math.inf if here is None else here
         self._first = here
         first = CONTRASTS_FIRST if self._matcher.has_labels else 2 * HELD
+        begun = self._trainer.snapshot(), aim.point
         tracks = [
-            _Track(self._trainer.snapshot(), aim.point, 1, contrasts=False),
-            _Track(self._trainer.snapshot(), aim.point, first, contrasts=True),
+            _Track(*begun, 1, contrasts=False, distance=here),
+            _Track(*begun, first, contrasts=True, distance=here),
         ]
         slice_ = self._budget.left / SLICES
         self._most_seconds = self._budget.left / ROUNDS
         while tracks and not self._budget.is_spent:
-            track = min(tracks, key=lambda one: one.seconds * (RARER if one.contrasts else 1))
+            nearest = min(tracks, key=lambda one: one.distance)
+            track = min(tracks, key=lambda one: one.seconds * (1 if one is nearest else RARER))
             found = self._followed(aim, track, slice_)
             if found is not None:
                 return found
+            if track.contrasts and self._is_poor and len(tracks) < MOST_TRACKS:
+                tracks.append(_Track(*begun, first, contrasts=True, distance=here))
             if track.attempts > PATIENCE or track.horizon > LONGEST:
                 tracks.remove(track)
         return None
@@ -235,14 +246,17 @@ class Search:
         self._trainer.restore(track.state)
         self._accepted, self._attempts = track.accepted, track.attempts
         self._usual, self._rounds = track.usual, track.rounds
+        self._here = track.distance
         self._only_contrasts = track.contrasts
         aim.point = track.point if track.state.steps else aim.point
         begun = self._budget.left
+        self._is_poor = False
         found, track.horizon = self._course(aim, track.horizon, begun - seconds)
         track.seconds += begun - self._budget.left
         track.state, track.point = self._trainer.snapshot(), aim.point
         track.accepted, track.attempts = self._accepted, self._attempts
         track.usual, track.rounds = self._usual, self._rounds
+        track.distance = self._here
         return found
 
     def _say(self, stage: str) -> None:
@@ -275,7 +289,7 @@ class Search:
             outcome = self._onward(aim, cycle, here, (begun - here) / ahead, ahead)
             if isinstance(outcome, Course):
                 return outcome, horizon
-            here = outcome
+            here = self._here = outcome
             taken = max(trainer.steps - steps, 1)
             rate = (begun - here) / taken
             if begun - here < SMALL_GAIN * abs(begun):
@@ -283,8 +297,8 @@ class Search:
                 rate = 0.0  # the next round looks at everything
             self._rounds += 1
             mean = (self._first - here) / max(trainer.steps, 1)
-            is_poor = rate < POOR * mean and not self._only_contrasts
-            goes_on = self._rounds % EVERYTHING and not is_poor
+            self._is_poor = rate < POOR * mean
+            goes_on = self._rounds % EVERYTHING and not self._is_poor
             self._usual = rate if goes_on else 0.0
         return None, horizon if trainer.steps < self._most else HOPELESS
 
