@@ -31,6 +31,7 @@ class BufferCopies:
         self._tables: list[dict[str, Any]] = []
         self._places: list[tuple[dict[str, Any], str, Tensor | None]] = []
         self._saved: list[Tensor | None] = []
+        self._joined: list[tuple[Tensor, list[Tensor]]] = []
         self._small: list[tuple[list[Tensor], list[Tensor]]] = []
         self._large: list[tuple[Tensor, Tensor]] = []
         self._versions: list[int | None] = []
@@ -45,6 +46,8 @@ class BufferCopies:
         then = [buffer for _, _, buffer in self._places]
         if len(now) != len(then) or not all(map(operator.is_, now, then)):
             self._allocate(places)
+        for whole, parts in self._joined:
+            torch.cat(parts, out=whole)
         for saved, live in self._small:
             copy_fused(saved, live)
         for index, (saved_one, live_one) in enumerate(self._large):
@@ -57,16 +60,20 @@ class BufferCopies:
         self._places = places
         pairs: Pairs = []
         self._saved, self._large, self.floats = [], [], []
-        for number, (_, name, buffer) in enumerate(places):
-            live = None if buffer is None else own_part(buffer)
-            saved = None if live is None else torch.empty_like(live)
+        lives = [None if buffer is None else own_part(buffer) for _, _, buffer in places]
+        self._joined, joined = _joined([live for live in lives if live is not None])
+        for number, ((_, name, _), live) in enumerate(zip(places, lives, strict=True)):
+            saved = None if live is None else joined.get(id(live))
+            if live is not None and saved is None:
+                saved = torch.empty_like(live)
             self._saved.append(saved)
             if live is None or saved is None:
                 continue
             if live.numel() > SMALL_BUFFER:
                 self._large.append((saved, live))
             else:
-                pairs.append((saved, live))
+                if id(live) not in joined:
+                    pairs.append((saved, live))
                 if saved.is_floating_point() and saved.numel() and type(saved) is Tensor:
                     self.floats.append((f"buffer {number} ({name})", saved))
         self._small = groups(pairs)
@@ -80,6 +87,28 @@ class BufferCopies:
             if buffer is not None and saved is not None:
                 pairs.append((own_part(buffer), saved))
         copy_all(pairs)
+
+
+def _joined(lives: list[Tensor]) -> tuple[list[tuple[Tensor, list[Tensor]]], dict[int, Tensor]]:
+    """Room for small dense tensors of one kind on the CPU, side by side.
+
+    There one `cat` takes a tenth of the time of as many copies.
+
+    Returns:
+        The room, and flat views of the tensors that go there; by the tensor's `id`, its place.
+    """
+    found: dict[torch.dtype, list[Tensor]] = {}
+    for live in lives:
+        is_small = 0 < live.numel() <= SMALL_BUFFER and live.is_cpu and type(live) is Tensor
+        if is_small and live.layout is torch.strided and live.is_contiguous():
+            found.setdefault(live.dtype, []).append(live)
+    rooms, places = [], {}
+    for dtype, own in found.items():
+        room = torch.empty(sum(live.numel() for live in own), dtype=dtype)
+        rooms.append((room, [live.view(-1) for live in own]))
+        for live, place in zip(own, room.split([live.numel() for live in own]), strict=True):
+            places[id(live)] = place.view(live.shape)
+    return rooms, places
 
 
 def tables(model: nn.Module) -> Iterator[dict[str, Any]]:

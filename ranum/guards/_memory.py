@@ -6,7 +6,7 @@ Each copy has a sum of its bits, so that a snapshot that was damaged at rest is 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,13 +54,14 @@ class Memory:
         self._used: list[Tensor] = []
         self._pending: Pairs = []
         self._sums: list[Tensor] = []
+        self._looks: dict[int, Tensor] = {}
         self._event: Any = None
 
     def recycle(self) -> None:
         """All memory may be written again."""
         for tensor in self._used:
             self._free[_kind(tensor, tensor.device)].append(tensor)
-        self._used, self._pending, self._sums = [], [], []
+        self._used, self._pending, self._sums, self._looks = [], [], [], {}
 
     def store(self, live: Tensor) -> Copy:
         """Memory that holds the values of `live` after `flush`."""
@@ -79,14 +80,26 @@ class Memory:
 
     def flush(self) -> None:
         """Copies what was stored, and frees memory that this take has no use for."""
-        copy_all(self._pending, non_blocking=self._on_host)
-        if self._on_host and any(live.is_cuda for _, live in self._pending):
+        pending, self._pending = self._pending, []
+        self._free.clear()
+        if all(live.is_cpu for _, live in pending):
+            self._copy_and_look(pending)
+            return
+        copy_all(pending, non_blocking=self._on_host)
+        if self._on_host and any(live.is_cuda for _, live in pending):
             self._event = torch.cuda.Event()
             self._event.record()
-        self._pending = []
-        self._free.clear()
-        if self._event is None:  # what is still on its way to the host has no sum yet
+        else:  # what is still on its way to the host has no sum yet
             self._sums = bit_sums(self._used)
+
+    @torch.no_grad()
+    def _copy_and_look(self, pairs: Pairs) -> None:
+        """Copies one after the other, and sums up each while it is in the processor's cache."""
+        for saved, live in pairs:
+            saved.copy_(live)
+            self._sums += bit_sums([saved])
+            if is_looked_at(saved):
+                self._looks[id(saved)] = _sum(saved)
 
     def arrive(self) -> None:
         """Waits for copies that are on their way to the host."""
@@ -108,7 +121,7 @@ class Memory:
     def bad(self, named: Sequence[tuple[str, Copy]]) -> list[str]:
         """Names of copies that are not finite. Reads from the device."""
         self.arrive()
-        return bad_names([(name, copied.tensor) for name, copied in named])
+        return bad_names([(name, copied.tensor) for name, copied in named], self._looks)
 
     def close(self) -> None:
         """Lets go of everything."""
@@ -207,25 +220,45 @@ def are_equal(sums: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
     return all(bool(torch.stack(own).all()) for own in flags.values())
 
 
-def bad_names(named: Sequence[tuple[str, Tensor]]) -> list[str]:
-    """Names of floating tensors with an element that is not finite. Reads from the device."""
-    by_kind: dict[Any, list[tuple[str, Tensor]]] = {}
+def bad_names(
+    named: Sequence[tuple[str, Tensor]], sums: Mapping[int, Tensor] | None = None
+) -> list[str]:
+    """Names of floating tensors with an element that is not finite. Reads from the device.
+
+    Args:
+        named: Name and tensor.
+        sums: By the tensor's `id`, the sum of its elements, where that is known already; `[]`.
+    """
+    known = {} if sums is None else sums
+    by_kind: dict[Any, list[tuple[str, Tensor, Tensor]]] = {}
     for name, tensor in named:
-        if tensor.is_floating_point() and tensor.numel() and type(tensor) is Tensor:
-            one = tensor.float() if tensor.element_size() == 1 else tensor  # float8 has no sum
-            by_kind.setdefault((one.device, one.dtype), []).append((name, one))
+        if is_looked_at(tensor):
+            total = known.get(id(tensor))
+            total = _sum(tensor) if total is None else total
+            by_kind.setdefault((total.device, total.dtype), []).append((name, tensor, total))
     return [name for group in by_kind.values() for name in _bad_of_a_kind(group)]
 
 
-def _bad_of_a_kind(group: Sequence[tuple[str, Tensor]]) -> Iterator[str]:
-    # A sum is the quickest look: squares of small moments would be subnormal, and slow.
-    # It is not finite if an element is not; where it overflows, a closer look follows.
-    sums = [tensor.sum(dtype=_wide(tensor.dtype)) for _, tensor in group]
-    flags = torch.stack(sums).isfinite().tolist()
-    for (name, tensor), is_good in zip(group, flags, strict=True):
-        if not is_good and not bool(tensor.isfinite().all()):
+def is_looked_at(tensor: Tensor) -> bool:
+    """True for plain tensors with numbers that may be NaN."""
+    return tensor.is_floating_point() and bool(tensor.numel()) and type(tensor) is Tensor
+
+
+def _bad_of_a_kind(group: Sequence[tuple[str, Tensor, Tensor]]) -> Iterator[str]:
+    flags = torch.stack([total for _, _, total in group]).isfinite().tolist()
+    for (name, tensor, _), is_good in zip(group, flags, strict=True):
+        if not is_good and not bool(_wide(tensor).isfinite().all()):
             yield name
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+def _sum(tensor: Tensor) -> Tensor:
+    """Not finite if an element is not, `[]`; where it overflows, a closer look has to follow.
+
+    The quickest look: squares of small moments would be subnormal, and slow.
+    """
+    is_half = tensor.dtype in (torch.float16, torch.bfloat16)
+    return _wide(tensor).sum(dtype=torch.float32 if is_half else None)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.element_size() == 1 else tensor  # float8 has no sum

@@ -28,7 +28,9 @@ def is_sharded(tensor: Any) -> bool:
 def any_sharded(tensors: Iterable[Any]) -> bool:
     """True if one of them is a `DTensor`."""
     module = sys.modules.get(_TENSOR)
-    return module is not None and any(isinstance(tensor, module.DTensor) for tensor in tensors)
+    return module is not None and any(
+        issubclass(kind, module.DTensor) for kind in set(map(type, tensors))
+    )
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -51,19 +51,29 @@ def norms_of(tensors: Sequence[Tensor], wide: torch.dtype | None = None) -> list
     Of tensors that are spread over processes, that of the whole: collective then.
     """
     parts = [local(tensor) for tensor in tensors] if any_sharded(tensors) else tensors
-    groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
-    for index, tensor in enumerate(parts):
-        groups.setdefault((tensor.device, tensor.dtype), []).append(index)
-    norms: list[Tensor] = list(parts)
-    for (_, dtype), indices in groups.items():
-        least = torch.float32 if dtype in (torch.float16, torch.bfloat16) else None
-        for index, norm in zip(
-            indices,
-            torch._foreach_norm([parts[index] for index in indices], 2, dtype=wide or least),
-            strict=True,
-        ):
-            norms[index] = norm
+    norms = _plain_norms(parts, wide)
     return norms if parts is tensors else whole_norms(tensors, norms)
+
+
+def _plain_norms(tensors: Sequence[Tensor], wide: torch.dtype | None) -> list[Tensor]:
+    dtypes = {tensor.dtype for tensor in tensors}
+    if len(dtypes) == 1 and all(tensor.is_cpu for tensor in tensors):  # as a rule, and quicker
+        return list(torch._foreach_norm(list(tensors), 2, dtype=wide or _least(*dtypes)))
+    groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for index, tensor in enumerate(tensors):
+        groups.setdefault((tensor.device, tensor.dtype), []).append(index)
+    norms = list(tensors)
+    for (_, dtype), indices in groups.items():
+        own = [tensors[index] for index in indices]
+        found = torch._foreach_norm(own, 2, dtype=wide or _least(dtype))
+        for index, norm in zip(indices, found, strict=True):
+            norms[index] = norm
+    return norms
+
+
+def _least(dtype: torch.dtype) -> torch.dtype | None:
+    """What to add up in: None for that of the tensors."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else None
 
 
 def total(norms: Sequence[float]) -> float:
