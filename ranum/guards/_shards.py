@@ -112,6 +112,46 @@ def whole_norms(tensors: Sequence[Tensor], parts: Sequence[Tensor]) -> list[Tens
     return norms
 
 
+Weights = tuple[dict[str, Tensor], dict[str, Tensor]]
+"""Parameters and buffers, by name."""
+
+
+@torch.no_grad()
+def whole_weights(model: nn.Module, most: int, *, keep: bool) -> Weights:
+    """Parameters and buffers of which no process holds all, brought together in host memory.
+
+    Collective, one tensor at a time. A process that does not keep them never holds more than one.
+
+    Args:
+        model: The same on all processes.
+        most: Bytes; a model that is larger is not brought together.
+        keep: False gives this process nothing.
+    """
+    tables: tuple[dict[str, Tensor], ...] = (
+        dict(model.named_parameters()),
+        dict(model.named_buffers()),
+    )
+    total = sum(one.numel() * one.element_size() for table in tables for one in table.values())
+    if total > most:
+        return {}, {}
+    found: Weights = ({}, {})
+    for table, kept in zip(tables, found, strict=True):
+        for name, tensor in table.items():
+            whole = tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+            if keep:
+                kept[name] = whole.detach().to("cpu", copy=True)
+    return found
+
+
+def own_class(model: nn.Module) -> type:
+    """The class of a model as it was written: `fully_shard` derives one from it."""
+    module = sys.modules.get(_FSDP)
+    kinds = type(model).__mro__
+    if module is None or not isinstance(model, module.FSDPModule):
+        return kinds[0]
+    return next(kind for kind in kinds if not issubclass(kind, module.FSDPModule))
+
+
 def is_flattened(model: nn.Module) -> bool:
     """True under FSDP1, whose parameters look like plain tensors, and are the parts at hand."""
     module = sys.modules.get(_FSDP)

@@ -77,7 +77,7 @@ class Guard(TorchGuard):
         position: Where the run stands in its data; that of `batches` by default.
         incident_dir: Folder for the files of faulty steps that were not finite, at most eight of
             them (see `load_incident` and `ranum replay`); None writes none. Of several processes
-            the one to blame writes; sharded models are not written.
+            the one to blame writes; shards of the others (FSDP2) are brought together for it.
         agree: With several processes, True for all of them if it is called with True in all;
             a reduction over `torch.distributed` by default. Only asked after a fault, and where a
             snapshot is looked at.

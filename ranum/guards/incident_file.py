@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ranum._untouched import RandomState, random_state, set_random_state, untouched
 from ranum.errors import ArgumentError
+from ranum.guards._shards import Weights, own_class
 from ranum.guards.culprit import find_culprit, look, named_tensors
 from ranum.guards.types import Culprit, Extremes, Finding
 
@@ -128,6 +129,7 @@ def save_incident(
     step: int,
     epoch: int,
     random: RandomState | None = None,
+    weights: Weights | None = None,
 ) -> Path:
     """Writes a faulty step to a file, in one piece: there is a whole file or none.
 
@@ -140,6 +142,8 @@ def save_incident(
         step: Its number.
         epoch: Counting from 0.
         random: Torch's random numbers before the batch; those of now by default.
+        weights: Parameters and buffers, by name, where the model holds parts of them only; empty
+            if they are too large. The model's by default.
 
     Raises:
         OSError: If it cannot be written.
@@ -147,13 +151,16 @@ def save_incident(
     target = Path(path)
     left_out: list[str] = []
     held = [_plain(batch, f"batch[{n}]", left_out) for n, batch in enumerate(batches)]
-    parameters = {name: p.detach() for name, p in model.named_parameters()}
-    buffers = {name: b.detach() for name, b in model.named_buffers()}
-    if sum(tensor.nbytes for tensor in (*parameters.values(), *buffers.values())) > MOST_BYTES:
+    parameters, buffers = weights or (
+        {name: p.detach() for name, p in model.named_parameters()},
+        {name: b.detach() for name, b in model.named_buffers()},
+    )
+    total = sum(tensor.nbytes for tensor in (*parameters.values(), *buffers.values()))
+    if total > MOST_BYTES or (not parameters and any(True for _ in model.parameters())):
         parameters, buffers = {}, {}
         left_out.append("the weights, which are too large")
     before = random_state(all_generators=False) if random is None else random
-    kind = type(model)
+    kind = own_class(model)
     data = {
         "format": FORMAT,
         "version": 1,

@@ -17,12 +17,18 @@ from ranum.guards import _processes as processes
 from ranum.guards import _replicas as replicas
 from ranum.guards._content import Content
 from ranum.guards._late import Outstanding, Withholding
-from ranum.guards._shards import any_sharded, is_flattened
+from ranum.guards._shards import (
+    Weights,
+    any_sharded,
+    is_flattened,
+    shard_again,
+    whole_weights,
+)
 from ranum.guards.base import ALL, GuardBase
 from ranum.guards.culprit import find_culprit
 from ranum.guards.decision import Decision, left_out
 from ranum.guards.health import is_finite
-from ranum.guards.incident_file import save_incident
+from ranum.guards.incident_file import MOST_BYTES, save_incident
 from ranum.guards.parts import without_bad_parts
 from ranum.guards.rates import multiply_learning_rates
 from ranum.guards.readings import TorchReader
@@ -349,15 +355,19 @@ class TorchGuard(GuardBase):
     def _save(self, finding: Finding, reading: Reading, culprit: Culprit | None) -> Path | None:
         """Writes the step to a file; None if none is wanted."""
         written = sum(bool(incident.file) for incident in self._incidents)
-        if self._incident_dir is None or written >= INCIDENT_FILES or not self._content.batches:
+        folder = self._incident_dir
+        is_wanted = folder is not None and written < INCIDENT_FILES and bool(self._content.batches)
+        is_ours = not processes.is_shared() or processes.rank() == self._to_blame
+        weights: Weights | None = None
+        if self._is_sharded and processes.gathered(is_wanted)[self._to_blame]:
+            shard_again(self.model)
+            weights = whole_weights(self.model, MOST_BYTES, keep=is_ours)
+        if folder is None or not is_wanted or not is_ours:
             return None
-        if processes.is_shared() and processes.rank() != self._to_blame:
-            return None
-        if self._is_sharded:
-            return None  # what this process holds could not be put into a model again
         return save_incident(
-            self._incident_dir / f"step-{reading.step}.pt",
+            folder / f"step-{reading.step}.pt",
             model=self.model,
+            weights=weights,
             batches=self._content.values,
             finding=finding,
             culprit=culprit,

@@ -60,6 +60,7 @@ def train(way: str, fault: str, remedies: str, memory: str = "") -> dict[str, An
         snapshot_every=5,
         strict=True,
         remedies=REMEDIES[remedies](),
+        incident_dir=f"{sys.argv[1]}/{way} {fault}",
         late=way == "late",
     )
     if memory == "full" and rank == 1:

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from guard_runs.processes import in_two_processes
+from torch import nn
+
+from ranum.guards.incident_file import load_incident
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="gloo over the loopback interface")
 
@@ -47,9 +53,14 @@ FITS = (
 
 
 @pytest.fixture(scope="module")
-def bad_batches(tmp_path_factory) -> list[dict]:
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("processes")
+
+
+@pytest.fixture(scope="module")
+def bad_batches(folder) -> list[dict]:
     """What each of the two processes found, run by run."""
-    return in_two_processes("several.py", tmp_path_factory.mktemp("processes"), *BAD_BATCHES)
+    return in_two_processes("several.py", folder, *BAD_BATCHES)
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +86,24 @@ def test_a_bad_batch_of_one_is_left_out_by_both(bad_batches, way):
         assert (action, step) == ("skip", 8)
         assert detail == "left the batch out: NaN in batch[0] of process 1"
         assert culprit == "NaN in data 'batch[0] of process 1'"
+
+
+def test_the_bad_step_is_one_file_with_all_of_the_weights(bad_batches, folder):
+    """Of shards too; it is replayed in one process, on a model that is not sharded."""
+    files = [list((folder / f"{way} data").glob("*")) for way in ("ddp", "fsdp")]
+    assert [[file.name for file in each] for each in files] == [["step-8.pt"]] * 2
+    replicated, sharded = (load_incident(file) for (file,) in files)
+    assert sharded.model == replicated.model == "torch.nn.modules.container.Sequential"
+    for name, tensor in replicated.parameters.items():
+        torch.testing.assert_close(sharded.parameters[name], tensor)
+    torch.testing.assert_close(sharded.batches, replicated.batches, equal_nan=True)
+    model = nn.Sequential(nn.Linear(4, 9), nn.BatchNorm1d(9), nn.Dropout(0.1), nn.Linear(9, 3))
+
+    def step(batch: Any) -> Any:
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    culprit = sharded.replay(model, step)
+    assert (culprit.cause, culprit.name) == ("data", "batch[0]")
 
 
 @pytest.mark.slow
