@@ -26,7 +26,6 @@ from ranum.callbacks._options import (
     remedies_option,
     seconds_option,
     states_option,
-    steps_option,
     symptoms_option,
 )
 from ranum.callbacks._remedies import InsertClip
@@ -75,7 +74,7 @@ class RanumCallback(TrainerCallback):
         on_fault: Remedies, mildest first: "retry", "skip", "clip_gradients", "clip", "rollback".
             When none is left, training stops.
         symptoms: The rules that watch the run; `ranum.guards.default_symptoms()` if None.
-        sample_every: Steps between readings of per-layer statistics.
+        sample_every: Steps between readings of per-layer statistics; "auto" as in `Guard`.
         snapshot_every: Steps between snapshots for going back to; "auto" lets them take at most
             1 % of the training time.
         snapshot_to: Where they are kept: "auto", by what is free, "device", "host", "disk" or a
@@ -100,7 +99,7 @@ class RanumCallback(TrainerCallback):
         on_fault: Sequence[RemedyName] = REMEDIES,
         *,
         symptoms: Sequence[Symptom] | None = None,
-        sample_every: int = 10,
+        sample_every: int | str = "auto",
         snapshot_every: int | str = 50,
         snapshot_to: str = "auto",
         also: Sequence[Any] = (),
@@ -113,7 +112,7 @@ class RanumCallback(TrainerCallback):
         self.analyze = analyze_option(analyze)
         self.on_fault: tuple[RemedyName, ...] = remedies_option(on_fault, REMEDIES)
         self.symptoms = symptoms_option(symptoms)
-        self.sample_every = steps_option("sample_every", sample_every)
+        self.sample_every = interval_option("sample_every", sample_every)
         self.snapshot_every = interval_option("snapshot_every", snapshot_every)
         self.snapshot_to = checked_place(snapshot_to)
         self.also = states_option("also", also)

@@ -27,7 +27,6 @@ from ranum.callbacks._options import (
     remedies_option,
     seconds_option,
     states_option,
-    steps_option,
     symptoms_option,
 )
 from ranum.callbacks._position import LightningPosition, saves_weights_only
@@ -106,7 +105,7 @@ class GuardCallback:
         search: What the repair may change; the default space if None.
         search_budget: Trainings of the search: a number, or "20x", the time of 20 of them.
         symptoms: The rules that watch the run; `ranum.guards.default_symptoms()` if None.
-        sample_every: Steps between readings of per-layer statistics.
+        sample_every: Steps between readings of per-layer statistics; "auto" as in `Guard`.
         snapshot_every: Steps between snapshots for going back to; "auto" lets them take at most
             1 % of the training time.
         snapshot_to: Where they are kept: "auto", by what is free, "device", "host", "disk" or a
@@ -138,7 +137,7 @@ class GuardCallback:
         search: SearchSpace | None = None,
         search_budget: int | str = 20,
         symptoms: Sequence[Symptom] | None = None,
-        sample_every: int = 10,
+        sample_every: int | str = "auto",
         snapshot_every: int | Literal["auto"] = 50,
         snapshot_to: str = "auto",
         also: Sequence[Any] = (),
@@ -162,7 +161,7 @@ class GuardCallback:
         )
         self.search_budget = search_budget
         self.symptoms = symptoms_option(symptoms)
-        self.sample_every = steps_option("sample_every", sample_every)
+        self.sample_every = interval_option("sample_every", sample_every)
         self.snapshot_every = interval_option("snapshot_every", snapshot_every)
         self.snapshot_to = checked_place(snapshot_to)
         self.also = states_option("also", also)

@@ -57,7 +57,9 @@ class Guard(TorchGuard):
         act_on: Codes or names of symptoms whose warnings the remedies act on as well; the built-in
             ones leave them alone, see `ranum.RanumCallback` for one that does not. In one process
             only.
-        sample_every: Steps between two measurements of every layer.
+        sample_every: Steps between two measurements of every layer. "auto" is every 10 steps in
+            the first 1000, and then as often as takes at most 1 % of the training time, every 10
+            to 1000 steps.
         snapshot_every: Steps between two snapshots, taken only while training goes well. "auto"
             times the first ones, and lets them take at most 1 % of the training time, every 10 to
             1000 steps.
@@ -302,6 +304,8 @@ class Guard(TorchGuard):
         self._contained("snapshots", self._prepare)
         if self._late is not None:
             self._contained("snapshots", self.snapshots.take_settings)
+        self._contained("sampling", lambda: self._sampling.step(self._step))
+        self._reader.sample_every = self._sampling.steps
         if self._reader.is_sampled(self._step):
             self._contained(ALL, self._watch)
 

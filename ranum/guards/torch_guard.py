@@ -17,6 +17,7 @@ from ranum.guards import _processes as processes
 from ranum.guards import _replicas as replicas
 from ranum.guards._content import Content
 from ranum.guards._late import Outstanding, Withholding
+from ranum.guards._sampling import Sampling
 from ranum.guards._shards import (
     Weights,
     any_sharded,
@@ -75,7 +76,7 @@ class TorchGuard(GuardBase):
         symptoms: Iterable[Symptom] | None = None,
         remedies: Iterable[Remedy | str] | None = None,
         act_on: Iterable[str] = (),
-        sample_every: int = 10,
+        sample_every: int | str = "auto",
         snapshot_every: int | str = 50,
         snapshot_to: str | Path = "auto",
         schedulers: Iterable[Stateful] = (),
@@ -125,7 +126,8 @@ class TorchGuard(GuardBase):
             on_incident=on_incident,
             history=history,
         )
-        self._reader = TorchReader(model, sample_every=sample_every)
+        self._sampling = Sampling(sample_every, self._largest)
+        self._reader = TorchReader(model, sample_every=self._sampling.steps)
         self._is_open = False
         self._is_decided = False
         self._content = Content()

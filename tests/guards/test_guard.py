@@ -717,7 +717,7 @@ def test_close_leaves_nothing_behind():
         ({"snapshot_every": "often"}, "snapshot_every must be a positive integer or 'auto'; got"),
         ({"snapshot_to": "nowhere"}, "snapshot_to must be one of .* or a folder that exists; got"),
         ({"also": [3]}, "also must have state_dict and load_state_dict; got int"),
-        ({"sample_every": 0}, "sample_every must be a positive integer; got 0"),
+        ({"sample_every": 0}, "sample_every must be a positive integer or 'auto'; got 0"),
         ({"keep": 0}, "keep must be a positive integer; got 0"),
         ({"on_finding": 3}, "on_finding must be callable or None; got 3"),
         ({"on_incident": "x"}, "on_incident must be callable or None; got 'x'"),
