@@ -26,7 +26,7 @@ from ranum.guards.culprit import find_culprit
 from ranum.guards.decision import Decision, left_out
 from ranum.guards.health import is_finite
 from ranum.guards.incident_file import save_incident
-from ranum.guards.readings.keras import CODE, SCALING, WITHHELD
+from ranum.guards.readings.keras import CODE, NUMBER, SCALING, WITHHELD
 from ranum.guards.recovery import ClipGradients, Fault, Outcome, Remedy, Skip
 from ranum.guards.rewind import NEARLY_FULL, free_memory
 from ranum.guards.symptoms import ExplodingGradient, Symptom
@@ -164,6 +164,8 @@ class KerasGuard(GuardBase):
         self._batch: Any = None
         self._reading: Reading | None = None
         self._program: Program | None = None
+        self._place = (1, 1)
+        self._number = 0.0
         self._is_scaling = False
         guarded.engine.set_bound(self._bound)
         guarded.engine.set_limit(self._clip_to)
@@ -189,14 +191,24 @@ class KerasGuard(GuardBase):
         """Judges the steps that have been run since the last call; waits for the device."""
         rows = self._contained(ALL, self.guarded.engine.new_rows) or []
         decisions = []
-        for row in rows:
+        for number, row in enumerate(rows):
+            self._place = (number + 1, len(rows))
             decision = self._contained(ALL, partial(self._decide, row, epoch))
             self._step += 1
             if decision is not None:
                 self._tell(decision)
                 decisions.append(decision)
         self._batch = self._program = None
+        self._contained(ALL, self.guarded.engine.forget_kept)
         return decisions
+
+    def _apply(self, fault: Fault) -> Outcome | None:
+        outcome = super()._apply(fault)
+        number, count = self._place
+        if outcome is None or count == 1:
+            return outcome
+        where = f"{outcome.detail}; it was training step {number} of {count} in one execution"
+        return replace(outcome, detail=where)
 
     def _decide(self, row: list[float], epoch: int) -> Decision:
         sampled = self._step % self._sample_every == 0
@@ -209,7 +221,7 @@ class KerasGuard(GuardBase):
             epoch=epoch,
             sampled=sampled,
         )
-        self._reading = reading
+        self._reading, self._number = reading, row[NUMBER]
         self.was_taken = row[CODE] != WITHHELD
         self._is_scaling = row[CODE] == SCALING
         return self._judge(reading, withheld=None if self.was_taken else left_out(reading))
@@ -271,9 +283,13 @@ class KerasGuard(GuardBase):
                 name=reading.bad_state,
             )
             return weights, False
-        if self._batch is None or self.guarded.engine.is_distributed:
+        batch, values = self._batch, ()
+        if batch is None:
+            batch, values = self.guarded.engine.kept(self._number) or (None, ())
+        if batch is None or self.guarded.engine.is_distributed:
             return None, False
-        culprit, is_transient = self._replayed()
+        with self.guarded.at(values):
+            culprit, is_transient = self._replayed(batch)
         outside = user_source()
         if culprit is not None and _place(culprit.source) == _place(outside):
             # An operator of Keras' own: all there is of the user's is the call of `fit`.
@@ -282,10 +298,10 @@ class KerasGuard(GuardBase):
             culprit = replace(culprit, source=place)
         return culprit, is_transient
 
-    def _replayed(self) -> tuple[Culprit | None, bool]:
+    def _replayed(self, batch: Any) -> tuple[Culprit | None, bool]:
         if keras.config.backend() == "tensorflow":
-            return self._watched()
-        program = self._program = self.program(self._batch)
+            return self._watched(batch)
+        program = self._program = self.program(batch)
         assert program.model is not None
 
         def run() -> Any:
@@ -300,13 +316,13 @@ class KerasGuard(GuardBase):
             )
         return culprit, culprit is None
 
-    def _watched(self) -> tuple[Culprit | None, bool]:
+    def _watched(self, batch: Any) -> tuple[Culprit | None, bool]:
         """The culprit of a step of TensorFlow, which runs eagerly for it."""
         from ranum.callbacks._keras.culprit import find_culprit as find
 
         with suppress(CaptureError):  # then there is no file to replay
-            self._program = self.program(self._batch)
-        x, y, weights = keras.utils.unpack_x_y_sample_weight(self._batch)
+            self._program = self.program(batch)
+        x, y, weights = keras.utils.unpack_x_y_sample_weight(batch)
         named = {
             f"batch[{name!r}]{path}": leaf
             for name, value in (("x", x), ("y", y), ("sample_weight", weights))
@@ -316,7 +332,7 @@ class KerasGuard(GuardBase):
         results: list[Any] = []
 
         def run() -> list[Any]:
-            results.extend(self.guarded.replay(self._batch))
+            results.extend(self.guarded.replay(batch))
             return results
 
         culprit = find(run, batch=named, variables=variables)

@@ -186,6 +186,19 @@ class GuardedStep:
                     variable.assign(value)
                 self.engine.set_random(random)
 
+    @contextmanager
+    def at(self, values: Sequence[Any]) -> Iterator[None]:
+        """While the block runs, the variables have these values; none are their own."""
+        variables = self.variables() if values else []
+        own = [keras.ops.convert_to_numpy(one).copy() for one in variables]
+        try:
+            for variable, value in zip(variables, values, strict=True):
+                variable.assign(value)
+            yield
+        finally:
+            for variable, value in zip(variables, own, strict=True):
+                variable.assign(value)
+
     def replay(self, data: Any) -> list[Any]:
         """Runs the model's own step once more and applies nothing.
 
@@ -265,6 +278,8 @@ class GuardedStep:
             copies=copies,
             logs=logs,
             results=self._results,
+            batch=data,
+            state=self.variables(),
         )
 
     def _seen(self, step: _Step) -> Any:

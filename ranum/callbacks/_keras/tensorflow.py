@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from ranum.analysis.capture.tensorflow.bridge import losses_noted
@@ -50,6 +51,12 @@ class Engine:
         self._number = tf.Variable(0, trainable=False, dtype=tf.int64)
         self._begin = tf.Variable(0, trainable=False, dtype=tf.int64)
         self._rows: Any = None
+        # XLA wants variables to keep their shape; these have none before there is a fault.
+        self._keeps = self._executions > 1 and not self.is_distributed and not model.jit_compile
+        self._kept = tf.Variable(0, trainable=False, dtype=tf.int64)
+        self._kept_batch: list[Any] = []
+        self._kept_state: list[Any] = []
+        self._structure: Any = None
         self._sums = tf.function(_sums, reduce_retracing=True)
         self._seen = 0
 
@@ -81,6 +88,30 @@ class Engine:
     def _order(self, row: list[float]) -> float:
         return (row[0] - self._seen) % _ROUND
 
+    def kept(self, number: float) -> Any:
+        """The batch of a faulty step that only the graph has seen, and the state before it.
+
+        Args:
+            number: Of the step, as in its row.
+
+        Returns:
+            The batch, and values of the variables that `finish` was given; None if another step
+            was kept, or none.
+        """
+        kept = int(self._kept.numpy())
+        if not kept or kept % _ROUND != int(number):
+            return None
+        batch = [one.read_value() for one in self._kept_batch]
+        state = [one.read_value() for one in self._kept_state]
+        return keras.tree.pack_sequence_as(self._structure, batch), state
+
+    def forget_kept(self) -> None:
+        """The next fault is kept."""
+        if self._keeps and int(self._kept.numpy()):
+            self._kept.assign(0)
+            for one in (*self._kept_batch, *self._kept_state):
+                one.assign(tf.zeros([], one.dtype))
+
     def begin(self) -> None:
         """The steps of a run are counted from now on."""
         self._begin.assign(self._number)
@@ -96,6 +127,7 @@ class Engine:
     def forget_rows(self) -> None:
         """The step will be traced anew."""
         self._rows = None
+        self._kept_batch, self._kept_state = [], []
 
     def batch_of(self, iterator: Any, function: Any) -> Any:
         """The next batch; None if only the graph of the training function can fetch it."""
@@ -250,7 +282,7 @@ class Engine:
         found = tf.cond(
             is_beyond,
             lambda: [one * tf.cast(self._limit / norm, one.dtype) for one in dense],
-            lambda: [tf.identity(one) for one in dense],
+            lambda: dense,
         )
         rest = iter(found)
         return [None if one is None else _with_values(one, next(rest)) for one in updates]
@@ -317,6 +349,8 @@ class Engine:
         copies: Sequence[Any],
         logs: Any,
         results: Callable[[], Any],
+        batch: Any,
+        state: Sequence[Any],
     ) -> Any:
         """Writes the row down; after a withheld step, puts variables back.
 
@@ -327,6 +361,8 @@ class Engine:
             copies: Its values from before.
             logs: What the step returns.
             results: The same, of the metrics as they are when it is called.
+            batch: Of the step; kept after the first fault of several steps in one call.
+            state: Variables whose values are kept with it.
 
         Returns:
             The logs: of the metrics after they were put back, where these are theirs.
@@ -334,9 +370,12 @@ class Engine:
         self._make_room(2 + int(row.shape[0]))
         if not self.is_distributed:
             self._note(row, code)
-            return self._put_back(
+            logs = self._put_back(
                 code, variables=variables, copies=copies, logs=logs, results=results
             )
+            if self._keeps:
+                self._keep(code, batch, state)
+            return logs
 
         def across(strategy: Any, copies: Any) -> None:
             self._note(row, code)
@@ -353,6 +392,25 @@ class Engine:
         tf.distribute.get_replica_context().merge_call(across, args=(list(copies),))
         now = results()
         return {**logs, **{name: now[name] for name in _common(logs, now)}}
+
+    def _keep(self, code: Any, batch: Any, state: Sequence[Any]) -> None:
+        """Keeps the batch and the state before it, by reference until they are written to."""
+        leaves = keras.tree.flatten(batch)
+        self._structure = keras.tree.map_structure(lambda leaf: None, batch)
+        sizes = len(self._kept_batch), len(self._kept_state)
+        if sizes != (len(leaves), len(state)):  # the step is traced more than once
+            with tf.init_scope():
+                self._kept_batch = [_slot(one.dtype) for one in leaves]
+                self._kept_state = [_slot(one.value.dtype) for one in state]
+
+        def keep() -> None:
+            for slot, leaf in zip(self._kept_batch, leaves, strict=True):
+                slot.assign(leaf)
+            for slot, variable in zip(self._kept_state, state, strict=True):
+                slot.assign(variable.value)
+            self._kept.assign(self._number)
+
+        self._when(tf.logical_and(code == WITHHELD, self._kept == 0), keep)
 
     def root(self, totals: Sequence[Any]) -> Any:
         """The norm of norms, `[1]`."""
@@ -426,6 +484,11 @@ _FUSED = frozenset(
 
 def _after(number: float, seen: int) -> bool:
     return number > 0 and 0 < (number - seen) % _ROUND < _ROUND // 2
+
+
+def _slot(dtype: Any) -> Any:
+    """Room for a tensor of any shape; empty until there is one."""
+    return tf.Variable(tf.zeros([], dtype), shape=tf.TensorShape(None), trainable=False)
 
 
 def _values(gradient: Any) -> Any:

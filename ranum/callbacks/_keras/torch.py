@@ -80,6 +80,12 @@ class Engine:
         """Whether the run has just begun."""
         return self._number - self._begin < self._every * FIRST_SAMPLES
 
+    def kept(self, number: float) -> Any:
+        """Nothing: all batches are at hand."""
+
+    def forget_kept(self) -> None:
+        """Nothing to do."""
+
     def forget_rows(self) -> None:
         """Nothing is traced here."""
 
@@ -211,6 +217,8 @@ class Engine:
         copies: Sequence[Any],
         logs: Any,
         results: Callable[[], Any],
+        batch: Any,
+        state: Sequence[Any],
     ) -> Any:
         """Notes the row; after a withheld step, puts variables back."""
         self._number += 1
