@@ -157,11 +157,13 @@ class Session:
         if self.analysis is None:
             return None
         place = _place(culprit.source)
-        for defect in self.analysis.defects:
-            if _place(defect.source) == place:
-                cure = self._cure(defect)
-                return cure if cure.edit is not None else None
-        return None
+        defects = self.analysis.defects
+        found = [one for one in defects if _place(one.source) == place]
+        if not found:  # a TensorFlow graph tells lines only
+            near = [one for one in defects if one.op == culprit.op and _is_in(culprit, one)]
+            found = near if len({one.source.node for one in near}) == 1 else []
+        cure = self._cure(found[0]) if found else None
+        return None if cure is None or cure.edit is None else cure
 
     def cures(self) -> tuple[Clip | Rewrite, ...]:
         """Cures of all certain defects and of all that were patched."""
@@ -295,6 +297,17 @@ def _confirmed(analysis: Analysis, seconds: float, training: float, optimizer: A
 
 def _place(source: Any) -> tuple[Any, ...]:
     return (source.file, source.line, source.column, source.end_line, source.end_column)
+
+
+def _is_in(culprit: Culprit, defect: Defect) -> bool:
+    """True if the culprit's expression is in the lines of the defect's, which may be all of it."""
+    inner, outer = culprit.source, defect.source
+    return (
+        bool(outer.node)
+        and inner.file == outer.file
+        and outer.line <= inner.line
+        and inner.end_line <= outer.end_line
+    )
 
 
 def checked(name: str, value: Any, rule: str, test: Callable[[Any], bool]) -> Any:

@@ -23,10 +23,12 @@ from ranum.callbacks._options import (
     steps_option,
     symptoms_option,
 )
+from ranum.callbacks._remedies import InsertClip
 from ranum.callbacks._session import Session
 from ranum.errors import ArgumentError, MissingExtraError, RanumWarning
+from ranum.guards.base import GuardBase
 from ranum.guards.decision import Decision
-from ranum.guards.recovery import Remedy, Retry, Rollback
+from ranum.guards.recovery import Fault, Outcome, Remedy, Retry, Rollback
 from ranum.guards.symptoms import Symptom
 from ranum.guards.types import History
 
@@ -38,10 +40,33 @@ try:
 except ImportError as error:
     raise MissingExtraError("keras", "keras", "RanumCallback") from error
 
-RemedyName = Literal["retry", "skip", "clip_gradients", "rollback"]
-REMEDIES: tuple[RemedyName, ...] = ("retry", "skip", "clip_gradients", "rollback")
+RemedyName = Literal["retry", "skip", "clip_gradients", "clip", "rollback"]
+REMEDIES: tuple[RemedyName, ...] = ("retry", "skip", "clip_gradients", "clip", "rollback")
 LEARNING_RATE_FACTOR = 10**-0.5
 """As in Lightning: every way back lowers the learning rate by half a decade."""
+
+
+class InsertClipTraced(InsertClip):
+    """A live patch, of a step that has been traced.
+
+    Args:
+        session: As in `InsertClip`.
+        learning_rate_factor: As in `InsertClip`.
+        patched: Called after the code has changed.
+    """
+
+    def __init__(
+        self, session: Session, *, learning_rate_factor: float, patched: Callable[[], None]
+    ) -> None:
+        super().__init__(session, learning_rate_factor=learning_rate_factor)
+        self._patched = patched
+
+    def apply(self, fault: Fault, guard: GuardBase) -> Outcome | None:
+        """As `InsertClip`."""
+        outcome = super().apply(fault, guard)
+        if outcome is not None:
+            self._patched()
+        return outcome
 
 
 class RanumCallback(keras.callbacks.Callback):  # type: ignore[misc]
@@ -77,7 +102,8 @@ class RanumCallback(keras.callbacks.Callback):  # type: ignore[misc]
         analyze: "step" analyses the first training step; "off" does not.
         on_fault: Remedies, mildest first: "retry", "skip", "clip_gradients" (which clips for a
             while at twice the usual norm if a gradient explodes, before the optimizer's own
-            clipping), "rollback". When none is left, training stops.
+            clipping), "clip" (which goes back and inserts the cure that the analysis has for the
+            operator that failed), "rollback". When none is left, training stops.
         symptoms: The rules that watch the run; `ranum.guards.default_symptoms()` if None.
         sample_every: Steps between readings of per-layer norms.
         snapshot_every: Steps between snapshots for going back to.
@@ -129,6 +155,7 @@ class RanumCallback(keras.callbacks.Callback):  # type: ignore[misc]
         self._is_armed = False
         self._has_run = False
         self._is_analysed = False
+        self._has_new_patch = False
         self._epoch = 0
         self._known = 0
 
@@ -155,6 +182,7 @@ class RanumCallback(keras.callbacks.Callback):  # type: ignore[misc]
             if other is not self:
                 other._rival = self
         self._rival, self._has_run, self._is_analysed = None, False, False
+        self._has_new_patch = False
         self._session = Session(
             directory=Path(self.log_dir or "ranum_report"),
             strict=self.strict,
@@ -203,6 +231,9 @@ class RanumCallback(keras.callbacks.Callback):  # type: ignore[misc]
     def _finish(self, outcome: str) -> None:
         session, guard = self._session, self._guard
         if session is not None:
+            if session.patches:  # which are taken out now
+                self._inner = None
+                self._forget_functions()
             session.finish(self.history, outcome)
             if guard is not None:
                 with session.contained("the guard"):
@@ -225,6 +256,9 @@ class RanumCallback(keras.callbacks.Callback):  # type: ignore[misc]
             "retry": Retry,
             "skip": SkipWithheld,
             "clip_gradients": ClipWithheld,
+            "clip": partial(
+                InsertClipTraced, session, learning_rate_factor=factor, patched=self._patched
+            ),
             "rollback": partial(Rollback, learning_rate_factor=factor),
         }
         self._guard = KerasGuard(
@@ -239,6 +273,16 @@ class RanumCallback(keras.callbacks.Callback):  # type: ignore[misc]
         if self._inner is None:
             self._trace()
         model.train_function = self._train
+
+    def _patched(self) -> None:
+        """The code of the step is another one now; that of validation too."""
+        self._trace()
+        self._forget_functions()
+        assert self._session is not None
+        self._has_new_patch = bool(self._session.patches)
+
+    def _forget_functions(self) -> None:
+        self.model.test_function = self.model.predict_function = None
 
     def _trace(self) -> None:
         """Has Keras make a training function of the guarded step."""
@@ -296,7 +340,7 @@ class RanumCallback(keras.callbacks.Callback):  # type: ignore[misc]
             if not self._has_run:
                 self._build(getattr(data, "element_spec", None))
             guard.begin()
-            logs = self._run(partial(self._inner, data), partial(self._former, data))
+            logs = self._run(lambda: self._inner(data), partial(self._former, data))
             self._decide(guard)
             return logs
         if not self._has_run:
@@ -306,11 +350,14 @@ class RanumCallback(keras.callbacks.Callback):  # type: ignore[misc]
             batch = guard.batches.hand_out()
             guard.begin(batch)
             logs = self._run(
-                partial(self._call, self._inner, batch), partial(self._call, self._former, batch)
+                partial(self._call_inner, batch), partial(self._call, self._former, batch)
             )
             self._decide(guard)
             if guard.batches.is_at_end or self.model.stop_training or not self._is_at_work:
                 return logs
+
+    def _call_inner(self, batch: Any) -> Any:
+        return self._call(self._inner, batch)
 
     def _call(self, function: Any, batch: Any) -> Any:
         assert self._step is not None
@@ -327,6 +374,8 @@ class RanumCallback(keras.callbacks.Callback):  # type: ignore[misc]
         except StopIteration:
             raise
         except Exception as fault:
+            if self._has_new_patch:
+                return self._run_without_patch(fault, work, unguarded)
             if self.strict or self._has_run:
                 raise
             logs = unguarded()  # raises if the fault is the user's
@@ -336,12 +385,28 @@ class RanumCallback(keras.callbacks.Callback):  # type: ignore[misc]
             self._give_back()
             self._guard, self._step = None, None
             return logs
+        self._has_new_patch = False
         if not self._has_run:
             self._has_run = True
             if len(step.variables()) != self._known:  # made by this very step
                 with session.contained("the guard"):
                     self._trace()
         return logs
+
+    def _run_without_patch(
+        self, fault: Exception, work: Callable[[], Any], unguarded: Callable[[], Any]
+    ) -> Any:
+        """Once more, after a live patch was taken out that the step does not run with."""
+        session = self._session
+        assert session is not None
+        self._has_new_patch = False
+        line = f"a live patch was taken out again ({type(fault).__name__}: {fault})"
+        session.faults.append(line)
+        warnings.warn(RanumWarning(f"Ranum: {line}"), stacklevel=5)
+        session.patches.pop().undo()
+        self._patched()
+        self._has_new_patch = False
+        return self._run(work, unguarded)
 
     def _prepare(self, guard: KerasGuard, batch: Any) -> None:
         """Before the first step: all variables, and the analysis."""
