@@ -84,6 +84,18 @@ def test_a_second_fit_is_guarded_as_the_first_was(tmp_path):
         assert all(np.isfinite(weight).all() for weight in model.get_weights())
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="TensorFlow's own")
+def test_several_steps_in_a_call_are_analysed_when_one_has_failed(tmp_path):
+    model = leveled(steps_per_execution=4)
+    callback = cured(tmp_path)
+    fit(model, empty(), callback, epochs=2)
+    (incident,) = callback.history.incidents
+    assert (incident.step, incident.action) == (5, "clip")
+    assert callback.analysis.defects
+    assert all(np.isfinite(weight).all() for weight in model.get_weights())
+
+
 class Wrong:
     """What stands in for the cure of the analysis: a rewriting of one's own."""
 

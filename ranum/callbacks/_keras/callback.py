@@ -52,17 +52,26 @@ class InsertClipTraced(InsertClip):
     Args:
         session: As in `InsertClip`.
         learning_rate_factor: As in `InsertClip`.
+        analyze: Called before a cure is looked for.
         patched: Called after the code has changed.
     """
 
     def __init__(
-        self, session: Session, *, learning_rate_factor: float, patched: Callable[[], None]
+        self,
+        session: Session,
+        *,
+        learning_rate_factor: float,
+        analyze: Callable[[], None],
+        patched: Callable[[], None],
     ) -> None:
         super().__init__(session, learning_rate_factor=learning_rate_factor)
+        self._analyze = analyze
         self._patched = patched
 
     def apply(self, fault: Fault, guard: GuardBase) -> Outcome | None:
         """As `InsertClip`."""
+        if fault.culprit is not None and fault.culprit.cause == "operator":
+            self._analyze()
         outcome = super().apply(fault, guard)
         if outcome is not None:
             self._patched()
@@ -75,18 +84,21 @@ class RanumCallback(keras.callbacks.Callback):  # type: ignore[misc]
         model.fit(x, y, callbacks=[RanumCallback()])
 
     Before the first step the model's forward pass, loss and backward pass are analysed on the first
-    batch. Every step looks at its loss, its gradients and its weights in the graph, before the
-    optimizer's update: if something is not finite or the gradient explodes, nothing is applied,
-    and weights, moments, running statistics, the optimizer's iterations, metrics and random numbers
-    are those of a run that never saw the batch. That holds under `jit_compile`,
-    `steps_per_execution`, gradient accumulation, loss scaling, `run_eagerly`, custom training steps
-    and `MirroredStrategy`. Then the step's first bad operator is named, and training goes on.
+    batch; where only the graph sees the batches, on the first one that fails. Every step looks at
+    its loss, its gradients and its weights in the graph, before the optimizer's update: if
+    something is not finite or the gradient explodes, nothing is applied, and weights, moments,
+    running statistics, the optimizer's iterations, metrics and random numbers are those of a run
+    that never saw the batch. That holds under `jit_compile`, `steps_per_execution`, gradient
+    accumulation, loss scaling, `run_eagerly`, custom training steps and `MirroredStrategy`. Then
+    the step's first bad operator is named, and training goes on. Every tenth step also tells what
+    the layers put out.
 
     Going back restores all variables, and trains the batches since the snapshot again where they
     are at hand: within an epoch, with one step per execution and one replica. Elsewhere the data
-    goes on, and metrics start anew; nor is an operator named there, for only the graph has seen the
-    batch. A lowered learning rate is a factor on whatever rate or schedule the optimizer has; it
-    lasts until `fit` ends.
+    goes on, and metrics start anew. Of several steps per execution the first faulty one is run
+    again with its own batch and weights, which the graph has kept; not under XLA, nor with
+    replicas, where no operator is named. A lowered learning rate is a factor on whatever rate or
+    schedule the optimizer has; it lasts until `fit` ends.
 
     Not restored: Python's own state, such as that of other callbacks or of a generator of data.
     Not undone: the first of two updates by the same optimizer in one step; what a `train_step`
@@ -105,7 +117,8 @@ class RanumCallback(keras.callbacks.Callback):  # type: ignore[misc]
             clipping), "clip" (which goes back and inserts the cure that the analysis has for the
             operator that failed), "rollback". When none is left, training stops.
         symptoms: The rules that watch the run; `ranum.guards.default_symptoms()` if None.
-        sample_every: Steps between readings of per-layer norms.
+        sample_every: Steps between readings of every layer: norms of gradients and weights, range of
+            what it puts out, dead and saturated units.
         snapshot_every: Steps between snapshots for going back to.
         confirm_seconds: Time for proving defects by failing inputs, wall clock; 0 proves none.
         log_dir: Where the report goes; "ranum_report" in the working directory if None.
@@ -257,7 +270,11 @@ class RanumCallback(keras.callbacks.Callback):  # type: ignore[misc]
             "skip": SkipWithheld,
             "clip_gradients": ClipWithheld,
             "clip": partial(
-                InsertClipTraced, session, learning_rate_factor=factor, patched=self._patched
+                InsertClipTraced,
+                session,
+                learning_rate_factor=factor,
+                analyze=self._analyze_fault,
+                patched=self._patched,
             ),
             "rollback": partial(Rollback, learning_rate_factor=factor),
         }
@@ -410,14 +427,23 @@ class RanumCallback(keras.callbacks.Callback):  # type: ignore[misc]
 
     def _prepare(self, guard: KerasGuard, batch: Any) -> None:
         """Before the first step: all variables, and the analysis."""
+        self._build(batch[0] if isinstance(batch, list) else batch)
+        self._analyze(partial(guard.program, batch))
+
+    def _analyze_fault(self) -> None:
+        """The step that has failed, where no step was seen before."""
+        program = None if self._guard is None else self._guard.program_at_hand
+        if program is not None:
+            self._analyze(lambda: program)
+
+    def _analyze(self, program: Callable[[], Any]) -> None:
         session, step = self._session, self._step
         assert session is not None
         assert step is not None
-        self._build(batch[0] if isinstance(batch, list) else batch)
         if self.analyze == "step" and not self._is_analysed:
             self._is_analysed = True
             with step.withheld():
-                session.analyze(partial(guard.program, batch), confirm_seconds=self.confirm_seconds)
+                session.analyze(program, confirm_seconds=self.confirm_seconds)
 
     def _build(self, batch: Any) -> None:
         """Makes all variables, so that the step knows them when it is traced."""

@@ -180,6 +180,11 @@ class KerasGuard(GuardBase):
         """False once the guard has failed."""
         return ALL not in self._off
 
+    @property
+    def program_at_hand(self) -> Program | None:
+        """The faulty step that a remedy is asked about; None if it could not be run again."""
+        return self._program
+
     def begin(self, batch: Any = None) -> None:
         """Call before a training step; `batch` is None if the graph fetches it."""
         self._batch = batch
@@ -198,6 +203,9 @@ class KerasGuard(GuardBase):
             if decision is not None:
                 self._tell(decision)
                 decisions.append(decision)
+            if self._went_back:  # and with it from the steps that this call has run since
+                self._step += len(rows) - number - 1
+                break
         self._batch = self._program = None
         self._contained(ALL, self.guarded.engine.forget_kept)
         return decisions
