@@ -117,8 +117,8 @@ class RanumCallback(keras.callbacks.Callback):  # type: ignore[misc]
             clipping), "clip" (which goes back and inserts the cure that the analysis has for the
             operator that failed), "rollback". When none is left, training stops.
         symptoms: The rules that watch the run; `ranum.guards.default_symptoms()` if None.
-        sample_every: Steps between readings of every layer: norms of gradients and weights, range of
-            what it puts out, dead and saturated units.
+        sample_every: Steps between readings of every layer: norms of gradients and weights, range
+            of what it puts out, dead and saturated units.
         snapshot_every: Steps between snapshots for going back to.
         confirm_seconds: Time for proving defects by failing inputs, wall clock; 0 proves none.
         log_dir: Where the report goes; "ranum_report" in the working directory if None.
