@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,3 +67,41 @@ class Content:
         ]
         missing = sum(run is None for run in runs)
         return runs if len(runs) == self.count and missing == len(self.absent) else None
+
+
+def frozen(function: Any) -> Any:
+    """The same function, for which the variables around it stay as they are now.
+
+    A loop goes on while a step is outstanding, and gives its `x` and `y` to the next batch; what a
+    lambda refers to would be those. Objects are shared, and functions that it calls see what they
+    always see. What is no plain function comes back as it is.
+    """
+    if not isinstance(function, types.FunctionType):
+        return function
+    code, around = function.__code__, function.__globals__
+    names = set(_names(code))
+    if not names.isdisjoint({"globals", "eval", "exec"}):
+        names = set(around)
+    names |= {name for name in around if name.startswith("__")}
+    cells = []
+    for cell in function.__closure__ or ():
+        try:
+            cells.append(types.CellType(cell.cell_contents))
+        except ValueError:  # a variable that has no value yet
+            cells.append(types.CellType())
+    copy = types.FunctionType(
+        code,
+        {name: around[name] for name in names if name in around},
+        function.__name__,
+        function.__defaults__,
+        tuple(cells),
+    )
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names(constant)

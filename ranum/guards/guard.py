@@ -12,7 +12,7 @@ from torch import Tensor
 from ranum.errors import ArgumentError
 from ranum.guards import _processes as processes
 from ranum.guards import _replicas as replicas
-from ranum.guards._content import Content
+from ranum.guards._content import Content, frozen
 from ranum.guards.base import ALL, T
 from ranum.guards.decision import Decision, TrainingStopped, damage
 from ranum.guards.readings._norms import dense_gradients, stepped
@@ -138,6 +138,11 @@ class Guard(TorchGuard):
         return not self.is_rewound
 
     @property
+    def is_late(self) -> bool:
+        """Whether the device decides on steps, and the host learns of it later."""
+        return self._late is not None
+
+    @property
     def batches_done(self) -> int:
         """Batches of this pass over `batches` that are done with: where a resumed run goes on."""
         return self._position.number if isinstance(self._position, LoaderPosition) else 0
@@ -254,6 +259,7 @@ class Guard(TorchGuard):
             found.backward()
             return found
 
+        again = frozen(again)
         self.begin(batch, None if again is None else run)
         self._is_graphed = True
         try:

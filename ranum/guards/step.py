@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ranum.errors import ArgumentError
+from ranum.guards._content import frozen
 from ranum.guards.decision import Decision
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Step:
         self._differentiate = Tensor.backward if guard.backward is None else guard.backward
         self._calls: list[tuple[Any, tuple[Any, ...]]] = []
         self._send_nothing = guard.send_nothing
+        self._is_late = guard.is_late
         self.absent: set[int] = set()
 
     def backward(self, loss: Tensor | Callable[..., Tensor], *args: Any) -> Tensor:
@@ -48,7 +50,7 @@ class Step:
             The loss.
         """
         if callable(loss) and not isinstance(loss, Tensor):
-            self._calls.append((loss, args))
+            self._calls.append((frozen(loss) if self._is_late else loss, args))
             return self._train(loss, args)
         if args:
             raise ArgumentError("args must be empty when loss is a tensor; pass a function.")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+import textwrap
 from collections import Counter
 
 import pytest
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 
 from ranum import ArgumentError, Guard
 from ranum.guards import TrainingStopped
+from ranum.guards._content import frozen
 from ranum.guards.readings.torch import Measurement
 
 OPTIMIZERS = {
@@ -361,6 +364,49 @@ def test_of_micro_batches_only_the_bad_one_is_left_out():
     (incident,) = guard.history.incidents
     assert (incident.step, incident.action) == (11, "skip part")
     assert same(late[:-1], now[:-1])
+
+
+AT_THE_TOP = """
+for x, y in guard.batches(data):
+    with guard.step((x, y)) as step:
+        step.backward(lambda: loss_of(model, x, y))
+"""
+
+
+@pytest.mark.parametrize("where", ["in a function", "in a module"])
+def test_a_lambda_is_run_again_with_the_batch_of_its_own_step(where):
+    data = batches(30, {13: math.nan})
+    data[20] = (data[20][0], data[20][1] * math.nan)
+    model = network()
+    optimizer = OPTIMIZERS["adam"](model.parameters())
+    guard = Guard(model, optimizer, late=True, snapshot_every=1000, strict=True)
+    if where == "in a module":
+        exec(AT_THE_TOP, {"guard": guard, "data": data, "model": model, "loss_of": loss_of})
+    else:
+        for x, y in guard.batches(data):
+            with guard.step((x, y)) as step:
+                step.backward(lambda: loss_of(model, x, y))  # noqa: B023 - as people write it
+    found = [(one.step, one.action, one.culprit.name) for one in guard.history.incidents]
+    assert found == [(13, "skip", "batch[0]"), (20, "skip", "batch[1]")]
+
+
+def test_a_frozen_function_keeps_what_is_around_it():
+    def make(value):
+        later = value
+        inner = lambda: (later, [helper() for _ in range(2)], MISSING)  # noqa: E731, F821
+        kept = frozen(inner)
+        later = "another"
+        return kept, inner
+
+    scope = {"helper": lambda: 1, "MISSING": 2, "frozen": frozen}
+    source = textwrap.dedent(inspect.getsource(make))
+    exec(source, scope)
+    kept, inner = scope["make"]("first")
+    scope["MISSING"] = 3
+    assert kept() == ("first", [1, 1], 2)
+    assert inner() == ("another", [1, 1], 3)
+    assert frozen(math.sqrt) is math.sqrt
+    assert frozen(None) is None
 
 
 def test_after_a_step_the_optimizer_is_the_loops_own():
