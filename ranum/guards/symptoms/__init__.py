@@ -14,24 +14,14 @@ from ranum.errors import ArgumentError
 from ranum.guards.symptoms.bad_initialisation import BadInitialisation
 from ranum.guards.symptoms.bad_input import BadInput
 from ranum.guards.symptoms.bad_labels import BadLabels
-from ranum.guards.symptoms.base import (
-    CODES,
-    Monitor,
-    Recent,
-    Start,
-    Summary,
-    Symptom,
-    Trend,
-    Validation,
-    Window,
-    register,
-)
+from ranum.guards.symptoms.base import CODES, Symptom, register
 from ranum.guards.symptoms.batch_norm_statistics import BatchNormStatistics
 from ranum.guards.symptoms.diverged import Diverged
 from ranum.guards.symptoms.dying_relu import DyingReLU
 from ranum.guards.symptoms.exploding_gradient import ExplodingGradient
 from ranum.guards.symptoms.large_update import LargeUpdate
 from ranum.guards.symptoms.loss_spike import LossSpike
+from ranum.guards.symptoms.monitor import Monitor
 from ranum.guards.symptoms.non_finite import NonFinite
 from ranum.guards.symptoms.not_learning import NotLearning
 from ranum.guards.symptoms.oscillating_loss import OscillatingLoss
@@ -42,6 +32,7 @@ from ranum.guards.symptoms.shrinking_weights import ShrinkingWeights
 from ranum.guards.symptoms.slow_convergence import SlowConvergence
 from ranum.guards.symptoms.small_update import SmallUpdate
 from ranum.guards.symptoms.vanishing_gradient import VanishingGradient
+from ranum.guards.symptoms.window import Recent, Start, Summary, Trend, Validation, Window
 
 __all__ = [
     "CODES",

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import ClassVar, Literal
 
-from ranum.guards.symptoms.base import Symptom, Window, register
+from ranum.guards.symptoms.base import Symptom, register
+from ranum.guards.symptoms.window import Window
 from ranum.guards.types import Finding, InputReading, Severity
 
 

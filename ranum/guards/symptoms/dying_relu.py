@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from ranum.guards.symptoms.base import Symptom, Window, register, so_far
+from ranum.guards.symptoms.base import Symptom, register, so_far
+from ranum.guards.symptoms.window import Window
 from ranum.guards.types import Finding, Severity
 
 

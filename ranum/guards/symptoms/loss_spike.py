@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ranum.guards.symptoms.base import Summary, Symptom, Window, register
+from ranum.guards.symptoms.base import Symptom, register
+from ranum.guards.symptoms.window import Summary, Window
 from ranum.guards.types import Finding, Severity
 
 

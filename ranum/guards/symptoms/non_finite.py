@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ranum.guards.symptoms.base import Symptom, Window, register
+from ranum.guards.symptoms.base import Symptom, register
+from ranum.guards.symptoms.window import Window
 from ranum.guards.types import Finding, Severity
 
 

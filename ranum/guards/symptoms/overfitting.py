@@ -7,7 +7,8 @@ from itertools import pairwise
 from statistics import median
 from typing import ClassVar
 
-from ranum.guards.symptoms.base import Symptom, Validation, Window, register
+from ranum.guards.symptoms.base import Symptom, register
+from ranum.guards.symptoms.window import Validation, Window
 from ranum.guards.types import Finding, Severity
 
 

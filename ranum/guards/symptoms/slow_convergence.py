@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from statistics import fmean, pvariance
 from typing import ClassVar
 
-from ranum.guards.symptoms.base import Symptom, Window, register
+from ranum.guards.symptoms.base import Symptom, register
+from ranum.guards.symptoms.window import Window
 from ranum.guards.types import Finding, Severity
 
 

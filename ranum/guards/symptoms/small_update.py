@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from statistics import median, pstdev
 from typing import ClassVar, Literal
 
-from ranum.guards.symptoms.base import START, Symptom, Window, register
+from ranum.guards.symptoms.base import Symptom, register
+from ranum.guards.symptoms.window import START, Window
 from ranum.guards.types import Finding, Severity
 
 

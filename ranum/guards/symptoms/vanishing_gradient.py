@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from ranum.guards.symptoms.base import Symptom, Window, register
+from ranum.guards.symptoms.base import Symptom, register
+from ranum.guards.symptoms.window import Window
 from ranum.guards.types import Finding, Reading, Severity
 
 
