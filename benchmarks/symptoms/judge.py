@@ -9,6 +9,7 @@ import torch
 
 from benchmarks.symptoms.peers import Rule, Sight, rules
 from benchmarks.symptoms.task import Case, Task
+from ranum.guards._buffers import BufferCopies
 from ranum.guards.readings import TorchReader
 from ranum.guards.symptoms import Monitor, Symptom, default_symptoms
 from ranum.guards.types import Finding, Reading
@@ -128,7 +129,9 @@ def _readings(
 ) -> Iterable[Reading]:
     reader = TorchReader(task.model, sample_every=SAMPLE_EVERY)
     sight = Sight(task)
+    buffers = BufferCopies()
     for i in range(steps):
+        buffers.take(task.model)  # as a guard does
         if task.clears:
             task.optimizer.zero_grad()
         looks = bool(judges) and i % LOOK_EVERY == 0
@@ -147,7 +150,7 @@ def _readings(
                     if rule.fires(sight):
                         said.setdefault(f"{rule.tool} {rule.name}", []).append(i)
         state = torch.get_rng_state()
-        reading = reader.read(step=i, loss=loss, optimizer=task.optimizer)
+        reading = reader.read(step=i, loss=loss, optimizer=task.optimizer, buffers=buffers.floats)
         yield replace(reading, validation_loss=validation)
         torch.set_rng_state(state)
         task.optimizer.step()

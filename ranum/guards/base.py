@@ -411,7 +411,7 @@ class GuardBase:
         self._contained("snapshots", self._snapshots.restore_buffers)
         culprit, is_transient, file = None, False, ""
         if reading.bad_state and is_finite(reading):
-            culprit = damage(reading.bad_state)
+            culprit = damage(reading.bad_state, reading.growth)
         elif not is_finite(reading):
             culprit, is_transient = self._culprit()
             self._withhold()

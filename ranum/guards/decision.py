@@ -47,10 +47,16 @@ class Decision:
     findings: tuple[Finding, ...] = ()
 
 
-def damage(name: str) -> Culprit:
-    """The culprit where a weight, buffer or moment has been found not to be finite at rest."""
+def damage(name: str, growth: float = 0.0) -> Culprit:
+    """The culprit where a weight, buffer or moment has been found not to be finite at rest.
+
+    Args:
+        name: Of the tensor.
+        growth: Where it is finite, how many times it has grown in one step.
+    """
+    outcome = f"{growth:.3g} times what was there" if growth else "NaN or Inf"
     return Culprit(
-        op="", phase="forward", source=UNKNOWN, outcome="NaN or Inf", cause="weights", name=name
+        op="", phase="forward", source=UNKNOWN, outcome=outcome, cause="weights", name=name
     )
 
 

@@ -121,7 +121,8 @@ class Reading:
         weight_norms: L2 norm per parameter name; empty in steps that are not sampled.
         activations: By module path; empty in steps that are not sampled.
         bad_state: A weight, buffer or moment of the optimizer that is not finite, by name; "" if
-            there is none, or it was not looked for.
+            there is none, or it was not looked for. Or a running variance that has jumped.
+        growth: Times by which the norm of that has grown in one step; 0 if it is not finite.
         validation_loss: Of a validation since the reading before, if there was one.
         updates: By parameter name, L2 of the change that the optimizer step after the sample
             before made, over L2 of the weight (or of one of torch's default initialisation, where
@@ -143,6 +144,7 @@ class Reading:
     weight_norms: Mapping[str, float] = field(default_factory=dict)
     activations: Mapping[str, ActivationReading] = field(default_factory=dict)
     bad_state: str = ""
+    growth: float = 0.0
     validation_loss: float | None = None
     updates: Mapping[str, float] = field(default_factory=dict)
     cut_off: tuple[str, ...] = ()

@@ -571,6 +571,60 @@ def test_a_huge_gradient_that_does_not_come_again_is_retried(is_repeatable):
         assert incidents[0].detail == "the step had ordinary gradients when it was run again"
 
 
+def with_statistics(spoil, steps=30, **options):
+    """A run over kept batches; `spoil(step, norm)` may change BatchNorm's statistics."""
+    torch.manual_seed(0)
+    norm = nn.BatchNorm1d(5)
+    model = nn.Sequential(nn.Linear(6, 5), norm, nn.ReLU(), nn.Linear(5, 3))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    options = {"remedies": [Rollback(1.0)], "snapshot_every": 5} | options
+    guard = Guard(model, optimizer, strict=True, **options)
+    for given, y in guard.batches([batch(i) for i in range(steps)]):
+        x = spoil(guard.current_step, norm, given)
+        with guard.step((x, y)) as step:
+            step.backward(lambda x=x, y=y: F.cross_entropy(model(x), y))
+    return [*model.state_dict().values()], guard.history
+
+
+@pytest.mark.parametrize("factor", [2.0**126, 2.0**64, 2.0**32])
+def test_a_bit_flipped_in_a_running_variance_is_undone(factor):
+    def flip(step, norm, x):
+        if step == 17:
+            norm.running_var[2] *= factor
+        return x
+
+    with_statistics(flip, remedies=["stop"], steps=17)
+    state, history = with_statistics(flip)
+    expected, _ = with_statistics(lambda step, norm, x: x)
+    (incident,) = history.incidents
+    assert (incident.action, incident.step, incident.back_to) == ("rollback", 17, 15)
+    assert "running_var) has grown" in incident.finding.message
+    assert "times what was there in weights" in str(incident.culprit)
+    assert same(state, expected)
+
+
+def test_a_jump_that_the_batches_explain_is_accepted():
+    """A column that is a fill value now and then: the run is that of one without the check."""
+
+    def fill(step, norm, x):
+        hit = torch.equal(x, batch(17)[0])
+        return x + 1e6 * torch.eye(len(x))[:, :1] if hit else x
+
+    state, history = with_statistics(fill)
+    expected, plain = with_statistics(fill, symptoms=[])
+    assert [i.action for i in history.incidents] == ["rollback"]
+    assert plain.incidents == []
+    assert same(state, expected)
+
+
+def test_first_batches_and_smaller_jumps_are_ordinary():
+    def unscaled(step, norm, x):
+        return x * (255 if step == 17 else 1) * 1e6  # 1e12 times the variance of 1 at first
+
+    _, history = with_statistics(unscaled)
+    assert history.incidents == []
+
+
 def test_own_gradients_say_nothing_about_those_of_all_processes(monkeypatch):
     """As under Lightning, where a replay does not go through the replicas."""
     run = Run(remedies=[Retry(), Skip()], symptoms=None)

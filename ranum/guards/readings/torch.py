@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ranum.errors import ArgumentError
 from ranum.guards._shards import is_sharded
 from ranum.guards.readings import loss as losses
+from ranum.guards.readings._jumps import Jumps
 from ranum.guards.readings._modules import FIRST_SAMPLES, ModulesSeen, ModuleWatcher
 from ranum.guards.readings._norms import (
     dense_gradients,
@@ -89,6 +90,7 @@ class TorchReader:
         self._updates = Updates()
         self.has_read = False
         self._masks: set[str] = set()
+        self._jumps = Jumps()
         self._terms: list[losses.Term] = []
         self._looked_step: int | None = None
 
@@ -213,13 +215,15 @@ class TorchReader:
             norm = total(each) if each else None
             if norm is not None and not math.isfinite(norm) and gradients:
                 norm = scaled_norm(gradients, norm)
+            bad_state, growth = self._bad(step, watched, [next(rest) for _ in watched])
             return Reading(
                 step=step,
                 loss=got.get("loss", loss_value),
                 grad_norm=norm,
                 learning_rate=got.get("rate", rate_value),
                 epoch=epoch,
-                bad_state=self._bad(watched, [next(rest) for _ in watched]),
+                bad_state=bad_state,
+                growth=growth,
                 grad_norms=self._named(owners, each) if sampled else {},
                 weight_norms={name: next(rest) for name in weight_names},
                 **seen.fields(rest),
@@ -248,7 +252,10 @@ class TorchReader:
         self._updates.copy(self._trained())
         return seen
 
-    def _bad(self, watched: Sequence[tuple[str, Tensor]], norms: Sequence[float]) -> str:
+    def _bad(
+        self, step: int, watched: Sequence[tuple[str, Tensor]], norms: Sequence[float]
+    ) -> tuple[str, float]:
+        """The first that is not finite, or has grown beyond measure in a step; how many times."""
         bad = [
             name
             for (name, tensor), norm in zip(watched, norms, strict=True)
@@ -257,8 +264,14 @@ class TorchReader:
         if not self.has_read:
             self.has_read = True
             self._masks.update(bad)
-            return ""
-        return next(iter(bad), "")
+            return "", 0.0
+        if bad:
+            return bad[0], 0.0
+        jump = self._jumps.see(step, zip([name for name, _ in watched], norms, strict=True))
+        if jump is None:
+            return "", 0.0
+        name, before = jump
+        return name, float(dict(watched)[name].double().norm()) / before
 
     def forget_update(self) -> None:
         """The step just read does not update the weights: it is withheld, or they go back."""

@@ -19,14 +19,17 @@ class NonFinite(Symptom):
     What it finds:
         A reading whose loss or global gradient norm is not a finite number; a buffer of ordinary
         size that is not (BatchNorm's statistics); and, in steps before which a snapshot is due, a
-        weight, any buffer or a moment of the optimizer. What was so from the start is a mask.
+        weight, any buffer or a moment of the optimizer. What was so from the start is a mask. And
+        a running variance of BatchNorm that is finite and has grown 1e8 times in one step, once:
+        if it does so again on the same batches, they explain it.
 
     Why it matters:
         One optimizer step with such a gradient makes every weight it reaches, and the
         optimizer's moments, NaN for good. Clipping by norm spreads it to all of them.
 
     Thresholds and their source:
-        None: every such value is a fault.
+        None: every such value is a fault. That 1e8 is no batch's doing follows from what a step
+        does to a running variance: see `ranum/guards/readings/_jumps.py`.
 
     Known misses:
         A NaN that does not reach the loss or a gradient: in a metric; in a moment of the
@@ -56,7 +59,8 @@ class NonFinite(Symptom):
             if value is not None and not math.isfinite(value)
         ]
         if reading.bad_state:
-            bad.append(f"{reading.bad_state} is not finite")
+            grown = f"has grown {reading.growth:.3g} times in one step"
+            bad.append(f"{reading.bad_state} {grown if reading.growth else 'is not finite'}")
         if not bad:
             return None
         return self.find(
