@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -117,17 +118,21 @@ def remedies() -> list[Any]:
     return [Retry(), Skip(), Rollback(1.0)]
 
 
-def optimizer_of(model: nn.Module) -> Any:
+def optimizer_of(model: nn.Module, **options: Any) -> Any:
     """Adam, whose moments can go bad too."""
-    return torch.optim.AdamW(model.parameters(), lr=0.01)
+    return torch.optim.AdamW(model.parameters(), lr=0.01, **options)
 
 
-def plain(listed: Sequence[Batch], fault: Fault | None) -> tuple[list[Tensor], Any]:
-    """A loop with a guard."""
+def plain(
+    listed: Sequence[Batch], fault: Fault | None, *, is_late: bool = False
+) -> tuple[list[Tensor], Any]:
+    """A loop with a guard; with `is_late`, one whose steps the device leaves out."""
     torch.manual_seed(0)
     model = Net()
-    optimizer = optimizer_of(model)
-    guard = Guard(model, optimizer, snapshot_every=SNAPSHOT_EVERY, remedies=remedies())
+    optimizer = optimizer_of(model, fused=is_late)
+    guard = Guard(
+        model, optimizer, snapshot_every=SNAPSHOT_EVERY, remedies=remedies(), late=is_late
+    )
     for batch in guard.batches(listed):
         if fault is not None:
             fault.before(model, optimizer)
@@ -242,4 +247,9 @@ def _state(model: nn.Module, optimizer: Any) -> list[Tensor]:
     return [*state, torch.get_rng_state()]
 
 
-ADAPTERS = {"plain": plain, "lightning": lightning, "huggingface": huggingface}
+ADAPTERS: dict[str, Callable[[Sequence[Batch], Fault | None], tuple[list[Tensor], Any]]] = {
+    "plain": plain,
+    "late": partial(plain, is_late=True),
+    "lightning": lightning,
+    "huggingface": huggingface,
+}
