@@ -279,7 +279,8 @@ class TorchGuard(GuardBase):
     def _can_wait(self, late: Withholding, measurement: Measurement) -> bool:
         """True if this step can be decided by the device, and read in the next one."""
         is_snapshot_near = (
-            self._candidate is not None
+            not self._has_first
+            or self._candidate is not None
             or self._due == self._step
             or self._step + 1 >= self._next_snapshot
             or self._position.is_nearly_full

@@ -71,7 +71,6 @@ def train(data, *, held: bool = True, kept: bool = True, **options):
     for x, y in data[:WARM]:
         with guard.step((x, y)) as step:
             step.backward(lambda x=x, y=y: (model(x) - y).square().mean())
-    guard.settle()
     graph = Graph(model, optimizer, guard if held else None)
     rest = data[WARM:]
     if not held:
@@ -141,7 +140,7 @@ def test_a_rollback_writes_to_the_tensors_of_the_graph():
     data = batches(60, {33: math.nan})
     guard, guarded = train(data, remedies=["rollback"], snapshot_every=10)
     (incident,) = guard.history.incidents
-    assert (incident.step, incident.back_to) == (33, 23)
+    assert (incident.step, incident.back_to) == (33, 24)
     assert all(bool(value.isfinite().all()) for value in guarded)
     assert guard.optimizers[0].param_groups[0]["lr"].item() == pytest.approx(0.01)
 
@@ -149,6 +148,11 @@ def test_a_rollback_writes_to_the_tensors_of_the_graph():
 def test_a_run_that_cannot_go_on_is_stopped():
     with pytest.raises(TrainingStopped):
         train(batches(60, dict.fromkeys(range(20, 60), math.nan)))
+
+
+def test_the_first_snapshot_of_a_graph_is_taken_at_once():
+    guard, _ = train(batches(8))
+    assert guard.snapshots.steps == (WARM + 1,)
 
 
 def test_what_is_not_prepared_is_refused():
