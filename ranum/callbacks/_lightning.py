@@ -114,9 +114,9 @@ class GuardCallback:
             whatever has `state_dict` and `load_state_dict`. The averages that Lightning's own
             callbacks keep go back without being named.
         vote: With DDP, ask all processes in each step; see `Guard`.
-        uneven: With DDP, `training_step` may return None in some of the processes: those have
-            nothing to train on, and the gradients of the others weigh more. Of a batch that is
-            bad in one process only that share is left out. See `Guard`.
+        uneven: With DDP and automatic optimization, `training_step` may return None in some of
+            the processes: those have nothing to train on, and the gradients of the others weigh
+            more. Of a batch that is bad in one process only that share is left out. See `Guard`.
         confirm_seconds: Time for proving defects by failing inputs, wall clock; 0 proves none.
         training_seconds: Time for training runs into the defects that fail for some weights
             only, with the run's own optimizer, if it has one; 0 looks for none.

@@ -336,7 +336,7 @@ class Guard(TorchGuard):
         """
         if not processes.is_shared():
             return
-        wrapper = replicas.wrapper_of(self.model)
+        wrapper = self._wrapper
         if wrapper is None:
             raise ArgumentError(
                 "a step without a batch needs one DistributedDataParallel around the guard's "

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ranum._untouched import eager, untouched
 from ranum.errors import ArgumentError, RanumError
@@ -138,6 +139,7 @@ class TorchGuard(GuardBase):
         self._vote = vote
         self._uneven = uneven
         self._to_blame = 0
+        self._replica: DistributedDataParallel | None = None
         self._damaged: set[int] = set()
         self._reduce = processes.agree if agree is None else agree
         self._late = self._withholding() if late else None
@@ -168,7 +170,7 @@ class TorchGuard(GuardBase):
                 self.model,
                 tensors,
                 parts,
-                replicas.wrapper_of(self.model),
+                self._wrapper,
                 is_uneven=self._uneven,
             )
         runs = [part for part in parts if part is not None]
@@ -432,6 +434,12 @@ class TorchGuard(GuardBase):
         if processes.is_shared() and not exchanged and not self._is_sharded:
             return False  # this process's own gradients say nothing about those of all
         return norm is not None and not math.isclose(norm, again, rel_tol=SAME_NORM)
+
+    @property
+    def _wrapper(self) -> DistributedDataParallel | None:
+        if self._replica is None:
+            self._replica = replicas.wrapper_of(self.model)  # a search among all objects
+        return self._replica
 
     @property
     def _is_sharded(self) -> bool:

@@ -167,14 +167,19 @@ CASES = [
     {"broken_off": 14, "fault": 7},
     {"broken_off": 25, "workers": 2},
     {"broken_off": 14, "stream": True},
-    {"broken_off": 13, "val_check_interval": 4},
     {"broken_off": 13, "val_check_interval": 3},  # a file is written before each validation
     {"broken_off": 14, "saving": {"every_n_epochs": 1}},
-    {"broken_off": 14, "saving": {"every_n_epochs": 1, "save_on_train_epoch_end": True}},
-    {"broken_off": 14, "saving": {"every_n_epochs": 1}, "workers": 2},
     {"broken_off": 19, "saving": {"every_n_train_steps": 2}, "accumulate_grad_batches": 2},
     # With an epoch's last batch; Lightning leaves the validation out then.
     {"broken_off": 14, "saving": {"every_n_train_steps": 5}, "limit_val_batches": 0},
+    *(
+        pytest.param(case, marks=pytest.mark.slow)
+        for case in (
+            {"broken_off": 13, "val_check_interval": 4},
+            {"broken_off": 14, "saving": {"every_n_epochs": 1, "save_on_train_epoch_end": True}},
+            {"broken_off": 14, "saving": {"every_n_epochs": 1}, "workers": 2},
+        )
+    ),
 ]
 
 
