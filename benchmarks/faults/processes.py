@@ -218,7 +218,7 @@ def main() -> int:
         wanted.append(f"{way}:{kind}:{draw.choice(list(VALUES))}:{step}:{draw.randrange(2)}")
         references.append(f"{way}:left:nan:{step}:0" if kind == "data" else f"{way}:none:nan:0:0")
     needed = list(dict.fromkeys(references))
-    found = both([*needed, *wanted], SECONDS + 2.0 * (len(wanted) + len(needed)))
+    found = both([*needed, *wanted], SECONDS + 8.0 * (len(wanted) + len(needed)))
     known = dict(zip(needed, found, strict=False))
     results = [
         _result(run, ends, known[reference])
