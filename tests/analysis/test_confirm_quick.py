@@ -197,3 +197,39 @@ def test_the_programs_own_step_has_the_last_word():
         assert not all(
             torch.equal(a, b) for a, b in zip(before, trainer.weights.values(), strict=True)
         )
+
+
+def test_some_rows_stand_for_a_batch_whose_rows_draw_numbers_of_their_own():
+    class Sampled(nn.Module):
+        """One step of a small restricted Boltzmann machine's contrastive divergence."""
+
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.weight = nn.Parameter(0.1 * torch.randn(6, 10))
+
+        def energy(self, v):
+            return -torch.log(1 + torch.exp(v @ self.weight.t())).sum(1).mean()
+
+        def forward(self, v):
+            h = (torch.sigmoid(v @ self.weight.t()) > torch.rand(len(v), 6)).float()
+            again = (torch.sigmoid(h @ self.weight) > torch.rand(len(v), 10)).float()
+            return self.energy(v) - self.energy(again)
+
+    defect = ranum.analyze(
+        Sampled(), torch.rand(64, 10), inputs={"v": (0, 1)}, weights="anything"
+    ).defects[0]
+    context = defect.context
+    moved = slots(context)
+    wanted = (defect.operand, *context.graph.nodes[defect.node].operands)
+    seen = view(context, moved, wanted, ())
+    matcher = Matcher(context.program, moved, seen)
+    made = quick(context, seen, matcher.comparable())
+    assert made.sample == (4, 12, 20, 28, 36, 44, 52, 60)
+    batch = {"v": torch.ones(64, 10)}
+    torch.manual_seed(1)
+    (drawn,) = made.gradients(batch)[1]
+    (whole,) = gradients(context.program, batch)
+    assert not torch.equal(drawn, whole)
+    assert torch.cosine_similarity(drawn.flatten(), whole.flatten(), 0) > 0.7
+    assert quick(context, None, matcher.comparable()).sample == ()

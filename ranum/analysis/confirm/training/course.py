@@ -30,6 +30,8 @@ LATER = 4
 """A goal gets all of the time that is left but one part in so many, which is for later goals."""
 TRIALS = 4
 """Data tried in a round at least, however long it takes."""
+KINDS = 12
+"""Contrasts that there should be time for."""
 SLICES = 32
 """Parts of the time in which the tracks take turns."""
 RARER = 2
@@ -176,6 +178,7 @@ class Search:
         self._only_contrasts = False
         self._most_seconds = 0.0
         self._is_hastened = False
+        self._truth: tuple[State, list[tuple[Cycle, int]]] | None = None
 
     def run(self, goals: Sequence[Goal]) -> Course | None:
         """A course towards the first goal that can be reached, each in its share of the time."""
@@ -279,6 +282,8 @@ class Search:
             best = self._best(aim, here, ahead, self._usual)
             if isinstance(best, Course):
                 return best, horizon
+            if self._is_corrected():
+                continue
             if best is None:
                 horizon = horizon * LONGER if ahead == horizon else HOPELESS
                 continue
@@ -289,6 +294,8 @@ class Search:
             outcome = self._onward(aim, cycle, here, (begun - here) / ahead, ahead)
             if isinstance(outcome, Course):
                 return outcome, horizon
+            if self._is_corrected():
+                continue
             here = self._here = outcome
             taken = max(trainer.steps - steps, 1)
             rate = (begun - here) / taken
@@ -311,7 +318,8 @@ class Search:
     @property
     def _reach(self) -> int:
         """Steps that there is time to look ahead."""
-        return max(int(self._budget.left / (TRIALS * self._step_seconds + 1e-9)), 1)
+        tried = KINDS if self._only_contrasts else TRIALS
+        return max(int(self._budget.left / (tried * self._step_seconds + 1e-9)), 1)
 
     # --- a round ----------------------------------------------------------------------------
 
@@ -339,6 +347,8 @@ class Search:
             if isinstance(taken, Course):
                 return taken
             promised = math.inf if best is None else here - PROMISING * (here - best[0])
+            if self._truth is not None:
+                return None
             distance = aim.move(trainer.weights, MOVES, promised) if taken else None
             if distance is not None:
                 reached[kind] = distance
@@ -408,11 +418,24 @@ class Search:
                     course = self._confirmed(order, batch)
                     if course is not None:
                         return course
+                    if trainer.quick is not None and trainer.steps == _length(order):
+                        self._be_exact()  # it has led elsewhere: go on from what is true
+                        self._truth = trainer.snapshot(), order
                 return 0
             if self._budget.is_spent:
                 return number + 1
         self._step_seconds = (time.process_time() - started) / count
         return count
+
+    def _is_corrected(self) -> bool:
+        """Goes to where a failure that did not happen again has led, if there was one."""
+        if self._truth is None:
+            return False
+        state, order = self._truth
+        self._trainer.restore(state)
+        self._accepted = [(cycle, count) for cycle, count in order if count]
+        self._truth = None
+        return True
 
     # --- the proof --------------------------------------------------------------------------
 
@@ -480,3 +503,7 @@ class Search:
         if self._agrees is not None and not self._agrees(distinct, places):
             return None
         return Course(distinct, places, failure)
+
+
+def _length(order: list[tuple[Cycle, int]]) -> int:
+    return sum(count for _, count in order)

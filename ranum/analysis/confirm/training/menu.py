@@ -18,6 +18,8 @@ CORNERS = (2, 2, 8)
 """Random batches in each of the cycles of such that are tried in a round."""
 HELD = 16
 """Steps in a row that a batch is trained on in slow cycles: an optimizer's momentum settles."""
+BESIDE = 2
+"""Random batches that are tried beside the failing one."""
 HELD_CORNERS = (2, 2, 4)
 """Batches in such cycles."""
 AGAIN = 3
@@ -119,12 +121,14 @@ class Menu:
         self, aim: Aim, slope: Mapping[str, Tensor], horizon: int
     ) -> Iterator[tuple[str, Maker]]:
         """Data that take many steps."""
+        if horizon > 1:
+            for number in range(BESIDE):
+                yield f"beside corners {number}", lambda: self._matcher.beside(aim.batch())
         if horizon >= 2 * HELD:
             for number, count in enumerate(HELD_CORNERS):
                 yield f"held corners {number}", partial(self._matcher.corners, count, HELD)
         if horizon > 1:
             yield from self._matcher.contrasts(Wanted(slope, self._normalises), aim.far())
-            yield "beside", lambda: self._matcher.beside(aim.batch())
 
     def _starts(
         self, aim: Aim, horizon: int

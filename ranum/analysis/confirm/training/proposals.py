@@ -92,7 +92,7 @@ class Matcher:
     @quick.setter
     def quick(self, given: Quick | None) -> None:
         self._quick = given
-        if given is not None and given.rows:
+        if given is not None and (given.rows or given.sample):
             self._near = {one.name: one for one in self._view.slots}
             self._near_floats = {
                 n: one for n, one in self._near.items() if one.variable is not None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ranum.analysis.capture.program import Program
 from ranum.analysis.confirm.calls import Calls
+from ranum.analysis.confirm.replay import RANDOM
 from ranum.analysis.confirm.training.data import Batch
 from ranum.analysis.confirm.training.rows import View
 from ranum.analysis.evaluate import NotExecutableError, needed_nodes
@@ -29,6 +30,10 @@ MOST_ROWS = 4
 """Distinct rows of a batch that are computed one by one; more are left to the step."""
 CLOSE = 2e-3
 """Relative difference that sums in another order may bring to a gradient."""
+SAMPLE = 8
+"""Rows that stand for a batch whose rows draw random numbers of their own."""
+ALIKE = 0.7
+"""Relative difference from the whole batch's gradient that such a sample may have."""
 MEMORY = 64
 """Batches whose distinct rows are remembered."""
 
@@ -86,6 +91,8 @@ class Quick:
         parameters: What is trained; they move along.
         rows: Rows of a batch, where the forward pass is that of a single one; else 0.
         factor: By which the mean of rows' losses is multiplied: 1, or the number of rows.
+        sample: Positions of the rows that stand for a batch whose rows draw numbers of their own;
+            () where all count.
     """
 
     flat: Flat
@@ -93,14 +100,20 @@ class Quick:
     parameters: Mapping[str, Tensor]
     rows: int = 0
     factor: float = 1.0
+    sample: tuple[int, ...] = ()
     _parts: dict[int, tuple[Batch, Parts | None]] = field(default_factory=dict)
 
     def loss(self, leaves: Mapping[str, Tensor]) -> Tensor:
         """The loss of a batch, or of a row times what it counts in one.
 
         Args:
-            leaves: All inputs by name, one row of each where `rows` says so.
+            leaves: All inputs by name, one row of each where `rows` or `sample` say so.
         """
+        if self.sample:
+            leaves = {
+                name: x.expand(len(self.sample), *x.shape[1:]) if x.dim() and len(x) == 1 else x
+                for name, x in leaves.items()
+            }
         return self.factor * self.flat.loss({**leaves, **self.parameters})
 
     def gradients(self, batch: Batch) -> tuple[Tensor, tuple[Tensor | None, ...]] | None:
@@ -127,6 +140,9 @@ class Quick:
 
     def _split(self, batch: Mapping[str, Tensor]) -> Parts | None:
         """The distinct rows with their shares, where equal rows follow each other."""
+        if self.sample:
+            chosen = torch.tensor(self.sample)
+            return [(1.0, {n: x[chosen] if x.dim() else x for n, x in batch.items()})]
         if not self.rows:
             return [(1.0, dict(batch))]
         differ = torch.zeros(self.rows - 1, dtype=torch.bool)
@@ -153,6 +169,7 @@ def quick(context: Context, view: View | None, batches: Sequence[Batch]) -> Quic
     """
     program = context.program
     inputs = program.inputs
+    is_random = any(node.op in RANDOM for node in context.graph.nodes)
     made: list[Quick] = []
     of_batch = (context.graph, 0, 1.0)
     of_row = [] if view is None or view.repeats == 1 else [
@@ -161,6 +178,8 @@ def quick(context: Context, view: View | None, batches: Sequence[Batch]) -> Quic
     for graph, rows, factor in (*of_row, of_batch):
         with suppress(NotExecutableError):
             made.append(Quick(Flat(graph), inputs, program.parameters, rows, factor))
+    if view is not None and view.repeats > 2 * SAMPLE and is_random:
+        made[-1:-1] = _sampled(context, view)
     random = torch.get_rng_state()
     wanted: list[Any] = []
     for one in made:
@@ -174,6 +193,22 @@ def quick(context: Context, view: View | None, batches: Sequence[Batch]) -> Quic
         finally:
             torch.set_rng_state(random)
     return None
+
+
+def _sampled(context: Context, view: View) -> list[Quick]:
+    """Some rows that stand for a batch."""
+    program, rows = context.program, view.repeats
+    chosen = tuple(int((place + 0.5) * rows / SAMPLE) for place in range(SAMPLE))
+    taken = {n: x[torch.tensor(chosen)] if x.dim() else x for n, x in program.inputs.items()}
+    some = replace(program, arguments=program.batch(taken), backward=False)
+    try:
+        flat = Flat(some.capture(observe=False, varying=context.varying))
+    except Exception:  # the user's step need not take so few rows
+        return []
+    return [
+        Quick(flat, program.inputs, program.parameters, 0, factor, chosen)
+        for factor in (1.0, rows / SAMPLE)
+    ]
 
 
 def _of_step(program: Program, batch: Batch, random: Tensor) -> tuple[Tensor | None, ...]:
@@ -195,7 +230,7 @@ def _agrees(one: Quick, batch: Batch, wanted: Sequence[Tensor | None], random: T
         if first is None or second is None:
             continue
         size = float(second.norm())
-        if not float((first - second).norm()) <= CLOSE * size:
+        if not float((first - second).norm()) <= (ALIKE if one.sample else CLOSE) * size:
             return False
     return True
 
