@@ -346,6 +346,8 @@ class GuardCallback:
                 if self._position is not None:
                     self._position.batch_starts()
                 self._guard.begin(batch, partial(replay, trainer, pl_module, batch, batch_idx))
+                if self._absences is not None:
+                    self._absences.batch_starts()
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
         """Keeps the loss; it is read together with the gradients."""

@@ -29,10 +29,15 @@ class Absences:
         self._module, self._guard = module, guard
         self._wrapper = trainer.strategy.model
         self._copies = BufferCopies()
+        self._is_awaited = False
         self._own: Any = module.training_step
         self._was_own = "training_step" in vars(module)
         if module.automatic_optimization:
             module.training_step = self._step
+
+    def batch_starts(self) -> None:
+        """The next call is Lightning's; others analyse a step, or run one again."""
+        self._is_awaited = True
 
     def close(self) -> None:
         """Leaves the module as it was."""
@@ -42,6 +47,7 @@ class Absences:
                 self._module.training_step = self._own
 
     def _step(self, *args: Any, **kwargs: Any) -> Any:
+        is_awaited, self._is_awaited = self._is_awaited, False
         self._copies.take(self._module)
         numbers = random_state({self._module.device}, all_generators=False)
         output = self._own(*args, **kwargs)
@@ -49,6 +55,7 @@ class Absences:
             return output
         self._copies.restore()
         set_random_state(numbers)
-        self._guard.take_no_part()
+        if is_awaited:
+            self._guard.take_no_part()
         loss: Tensor = nothing(self._wrapper, self._module)
         return loss

@@ -48,8 +48,9 @@ class Module(pl.LightningModule):
         if self.fault == "broken off" and batch_idx == AT:
             raise KeyError("stands for SIGKILL")
         is_here = self.global_rank == 1 or self.fault == "both by hand"
-        if self.fault in ("None", "by hand", "both by hand") and batch_idx == AT and is_here:
-            if self.fault == "None":
+        absent = ("None", "None and bad", "by hand", "both by hand")
+        if self.fault in absent and batch_idx == AT and is_here:
+            if self.fault.startswith("None"):
                 self.net(x)  # of which no trace may stay
                 return None
             return sum(p.flatten()[:0].sum() for p in self.parameters())
@@ -86,13 +87,15 @@ def train(way: str, fault: str, remedies: str, path: str | None = None) -> dict[
         def _remedies(self, trainer: Any, pl_module: Any) -> list[Any]:
             return REMEDIES.get(remedies, list)()
 
-    uneven = fault in ("None", "share")
+    uneven = fault in ("None", "None and bad", "share")
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(96, 4, generator=generator)
     rows = torch.arange(96).reshape(12, 2, 4)  # step, process, sample
     y = torch.arange(96) % 3
     if fault in ("data", "share", "part"):
         x[rows[AT, 1, 1], 2] = torch.nan
+    if fault == "None and bad":  # what is left are the second batches of both
+        x[rows[AT, 0, 1], 2] = torch.nan
     if fault == "left":
         rows = torch.cat((rows[:AT], rows[AT + 1 :]))
     order = rows[:, int(os.environ["RANK"])].flatten()
@@ -108,7 +111,7 @@ def train(way: str, fault: str, remedies: str, path: str | None = None) -> dict[
         use_distributed_sampler=False,
         logger=False,
         enable_checkpointing=fault == "broken off",
-        accumulate_grad_batches=2 if fault in ("part", "both by hand") else 1,
+        accumulate_grad_batches=2 if fault in ("part", "both by hand", "None and bad") else 1,
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=sys.argv[1],

@@ -42,6 +42,7 @@ FITS = (
     "ddp None ladder",
     "ddp share ladder",
     "ddp part ladder",
+    "ddp None_and_bad ladder",
     "ddp none shuffled",
     "ddp resumed shuffled",
     "fsdp none ladder",
@@ -180,6 +181,7 @@ def test_a_fit_on_two_processes_ends_like_one_without(fitted, run, reference, ac
         ("ddp None ladder", "ddp by_hand ladder", []),
         ("ddp share ladder", "ddp by_hand ladder", ["skip part"]),
         ("ddp part ladder", "ddp both_by_hand ladder", ["skip part"]),
+        ("ddp None_and_bad ladder", "ddp both_by_hand ladder", ["skip part"]),
     ],
 )
 def test_in_a_fit_a_step_is_one_on_what_is_left(fitted, run, by_hand, actions):
