@@ -16,6 +16,7 @@ tf.config.set_logical_device_configuration(cpu, two)
 
 import keras  # noqa: E402
 from callbacks import test_keras_clipping as clipping  # noqa: E402
+from callbacks import test_keras_executions as executions  # noqa: E402
 from callbacks.test_keras_callback import adam, data, fit, guard, small, without_bad  # noqa: E402
 
 from ranum.callbacks.keras import RanumCallback  # noqa: E402
@@ -57,9 +58,29 @@ def limited(strategy: tf.distribute.Strategy, folder: str) -> None:
     assert max(np.abs(one - other).max() for one, other in pairs) > 0.01
 
 
+def traced_back(strategy: tf.distribute.Strategy, folder: str) -> None:
+    """An operator that fails on the second replica only.
+
+    (Several steps per execution do not run with replicas in Keras 3.15, guarded or not.)
+    """
+    x, y = data()
+    x = np.tanh(x)
+    x[executions.BAD * executions.BATCH + 6, 2] = -4
+    with strategy.scope():
+        model = executions.logged()
+    callback: RanumCallback = guard(folder, on_fault=("rollback",))
+    fit(model, (x, y), callback)
+    incident = callback.history.incidents[0]
+    assert incident.step == executions.BAD
+    assert "ops.log(shifted)" in incident.culprit.source.expression
+    assert incident.culprit.operands[0].lower < 0
+    assert incident.detail.endswith("replica 2 failed")
+
+
 def main(folder: str) -> None:
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     limited(strategy, folder)
+    traced_back(strategy, folder)
     for scaled in (False, True):
         models = []
         for _ in range(2):
@@ -74,6 +95,8 @@ def main(folder: str) -> None:
         got = fit(guarded, data(np.nan), callback)
         (incident,) = callback.history.incidents
         assert incident.action == "skip"
+        assert (incident.culprit.cause, incident.culprit.name) == ("data", "batch['x']")
+        assert incident.detail.endswith("replica 1 failed")
         assert expected.history == got.history
         for one, other in zip(values(clean), values(guarded), strict=True):
             assert np.array_equal(one, other)

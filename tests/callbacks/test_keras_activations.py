@@ -270,6 +270,7 @@ def test_the_second_run_is_sampled_from_its_own_beginning(tmp_path):
         assert first[0].activations["first"].spread is not None
 
 
+@pytest.mark.slow
 def test_what_cannot_be_measured_is_told_and_the_rest_goes_on(tmp_path, monkeypatch):
     from ranum.callbacks._keras.activations import LayerWatch
 

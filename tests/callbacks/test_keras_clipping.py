@@ -126,6 +126,7 @@ def test_a_gradient_that_explodes_is_clipped_and_its_batch_trained_on(tmp_path):
     np.testing.assert_allclose(history.history["loss"], other.history["loss"], rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="TensorFlow's own")
 def test_where_the_batch_cannot_come_again_it_is_left_out(tmp_path):
     clean, guarded = (frozen(optimizer=sgd(), steps_per_execution=2) for _ in range(2))

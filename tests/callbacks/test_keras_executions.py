@@ -33,6 +33,7 @@ pytestmark = [
 layers, ops = keras.layers, keras.ops
 
 
+@pytest.mark.slow
 def test_the_batch_is_named_and_the_rest_of_the_call_is_trained_on(tmp_path):
     clean, guarded = (small(steps_per_execution=4) for _ in range(2))
     callback = guard(tmp_path)

@@ -119,6 +119,7 @@ def test_a_cure_that_does_not_help_is_taken_out(tmp_path, monkeypatch):
     assert all(np.isfinite(weight).all() for weight in model.get_weights())
 
 
+@pytest.mark.slow
 def test_a_cure_that_does_not_run_is_taken_out(tmp_path, monkeypatch):
     cure = lambda self, culprit: Wrong(culprit.source, "total.nothing()")  # noqa: E731
     monkeypatch.setattr(Session, "cure_for", cure)

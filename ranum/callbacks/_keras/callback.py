@@ -95,10 +95,9 @@ class RanumCallback(keras.callbacks.Callback):  # type: ignore[misc]
 
     Going back restores all variables, and trains the batches since the snapshot again where they
     are at hand: within an epoch, with one step per execution and one replica. Elsewhere the data
-    goes on, and metrics start anew. Of several steps per execution the first faulty one is run
-    again with its own batch and weights, which the graph has kept; not under XLA, nor with
-    replicas, where no operator is named. A lowered learning rate is a factor on whatever rate or
-    schedule the optimizer has; it lasts until `fit` ends.
+    goes on, and metrics start anew; the graph has kept the first faulty step's batch and weights,
+    with which it is run again, but not under XLA, where no operator is named. A lowered learning
+    rate is a factor on whatever rate or schedule the optimizer has; it lasts until `fit` ends.
 
     Not restored: Python's own state, such as that of other callbacks or of a generator of data.
     Not undone: the first of two updates by the same optimizer in one step; what a `train_step`

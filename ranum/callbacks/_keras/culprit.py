@@ -19,6 +19,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework import op_callbacks
 
+from ranum.callbacks._keras.parts import parts
 from ranum.guards.types import Culprit, Extremes
 from ranum.source import UNKNOWN, Source, user_source
 
@@ -46,7 +47,7 @@ def find_culprit(
     """
     watch = _Watch()
     watch.expect(batch.items(), "data")
-    names = {id(variable.value.handle): name for name, variable in variables}
+    names = {id(part.handle): name for name, variable in variables for part in parts(variable)}
     watch.handles = names
     was_eager = tf.config.functions_run_eagerly()
     tf.config.run_functions_eagerly(True)

@@ -165,6 +165,7 @@ class KerasGuard(GuardBase):
         self._reading: Reading | None = None
         self._program: Program | None = None
         self._place = (1, 1)
+        self._replica = 0
         self._number = 0.0
         self._is_scaling = False
         guarded.engine.set_bound(self._bound)
@@ -212,11 +213,14 @@ class KerasGuard(GuardBase):
 
     def _apply(self, fault: Fault) -> Outcome | None:
         outcome = super()._apply(fault)
-        number, count = self._place
-        if outcome is None or count == 1:
-            return outcome
-        where = f"{outcome.detail}; it was training step {number} of {count} in one execution"
-        return replace(outcome, detail=where)
+        if outcome is None:
+            return None
+        detail, (number, count) = outcome.detail, self._place
+        if count > 1:
+            detail += f"; it was training step {number} of {count} in one execution"
+        if self._replica and self.guarded.engine.is_distributed:
+            detail += f"; replica {self._replica} failed"
+        return replace(outcome, detail=detail)
 
     def _decide(self, row: list[float], epoch: int) -> Decision:
         sampled = self._step % self._sample_every == 0
@@ -229,7 +233,7 @@ class KerasGuard(GuardBase):
             epoch=epoch,
             sampled=sampled,
         )
-        self._reading, self._number = reading, row[NUMBER]
+        self._reading, self._number, self._replica = reading, row[NUMBER], 0
         self.was_taken = row[CODE] != WITHHELD
         self._is_scaling = row[CODE] == SCALING
         return self._judge(reading, withheld=None if self.was_taken else left_out(reading))
@@ -291,13 +295,18 @@ class KerasGuard(GuardBase):
                 name=reading.bad_state,
             )
             return weights, False
-        batch, values = self._batch, ()
-        if batch is None:
-            batch, values = self.guarded.engine.kept(self._number) or (None, ())
-        if batch is None or self.guarded.engine.is_distributed:
-            return None, False
+        batches: list[Any] = [self._batch]
+        values: Sequence[Any] = ()
+        if self._batch is None:
+            batches, values = self.guarded.engine.kept(self._number) or ([], ())
+        culprit, is_transient = None, bool(batches)
         with self.guarded.at(values):
-            culprit, is_transient = self._replayed(batch)
+            for number, batch in enumerate(batches):
+                culprit, is_finite_again = self._replayed(batch)
+                is_transient = is_transient and is_finite_again
+                if culprit is not None:
+                    self._replica = number + 1
+                    break
         outside = user_source()
         if culprit is not None and _place(culprit.source) == _place(outside):
             # An operator of Keras' own: all there is of the user's is the call of `fit`.
@@ -328,8 +337,9 @@ class KerasGuard(GuardBase):
         """The culprit of a step of TensorFlow, which runs eagerly for it."""
         from ranum.callbacks._keras.culprit import find_culprit as find
 
-        with suppress(CaptureError):  # then there is no file to replay
-            self._program = self.program(batch)
+        if not self.guarded.engine.is_distributed:
+            with suppress(CaptureError):  # then there is no file to replay
+                self._program = self.program(batch)
         x, y, weights = keras.utils.unpack_x_y_sample_weight(batch)
         named = {
             f"batch[{name!r}]{path}": leaf

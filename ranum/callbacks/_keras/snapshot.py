@@ -11,6 +11,7 @@ from typing import Any
 import keras
 import torch
 
+from ranum.callbacks._keras.parts import assign, copied, parts
 from ranum.callbacks._keras.step import GuardedStep
 from ranum.errors import RanumError
 
@@ -68,14 +69,14 @@ class VariableSnapshots:
         """Takes a snapshot before a step."""
         room = self._ring.pop() if len(self._ring) >= self._keep else None
         variables = list(self._step.variables())
-        parts = [_parts(variable) for variable in variables]
+        found = [parts(variable) for variable in variables]
         if room is not None and _is_same(room.variables, variables):
             values = [
-                [_copied(part, old) for part, old in zip(some, olds, strict=True)]
-                for some, olds in zip(parts, room.values, strict=True)
+                [copied(part, old) for part, old in zip(some, olds, strict=True)]
+                for some, olds in zip(found, room.values, strict=True)
             ]
         else:
-            values = [[_copied(part, None) for part in some] for some in parts]
+            values = [[copied(part) for part in some] for some in found]
         snapshot = _Snapshot(step, variables, values, self._step.engine.random())
         if self._first is None:
             self._first = snapshot
@@ -123,8 +124,8 @@ class VariableSnapshots:
             self._ring.popleft()
         with torch.no_grad():
             for variable, values in zip(snapshot.variables, snapshot.values, strict=True):
-                for part, value in zip(_parts(variable), values, strict=True):
-                    _assign(part, value)
+                for part, value in zip(parts(variable), values, strict=True):
+                    assign(part, value)
         self._step.engine.set_random(snapshot.random)
         return snapshot.step
 
@@ -157,24 +158,3 @@ def _is_same(some: Sequence[Any], others: Sequence[Any]) -> bool:
     return len(some) == len(others) and all(
         one is other for one, other in zip(some, others, strict=True)
     )
-
-
-def _parts(variable: Any) -> list[Any]:
-    """What a variable is on each replica."""
-    parts = getattr(variable.value, "values", None)
-    return list(parts) if isinstance(parts, tuple) else [variable.value]
-
-
-def _copied(part: Any, room: Any) -> Any:
-    if not isinstance(part, torch.Tensor):
-        return part.read_value()
-    if room is None:
-        return part.detach().clone()
-    return room.copy_(part.detach())
-
-
-def _assign(part: Any, value: Any) -> None:
-    if isinstance(part, torch.Tensor):
-        part.data.copy_(value)
-    else:
-        part.assign(value)

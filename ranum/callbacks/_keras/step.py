@@ -13,6 +13,7 @@ from typing import Any
 import keras
 
 from ranum.callbacks._keras.activations import LayerWatch, Outputs
+from ranum.callbacks._keras.parts import assign, copied, parts
 from ranum.errors import ArgumentError, RanumWarning
 from ranum.guards.readings.keras import RowLayout
 
@@ -173,8 +174,8 @@ class GuardedStep:
     @contextmanager
     def withheld(self) -> Iterator[None]:
         """While the block runs, the model trains as ever, but its optimizers apply nothing."""
-        besides = self.besides()
-        copies = [keras.ops.convert_to_numpy(variable).copy() for variable in besides]
+        besides = [part for variable in self.besides() for part in parts(variable)]
+        copies = [copied(part) for part in besides]
         random = self.engine.random()
         with ExitStack() as stack:
             for one in self.optimizers():
@@ -182,22 +183,23 @@ class GuardedStep:
             try:
                 yield
             finally:
-                for variable, value in zip(besides, copies, strict=True):
-                    variable.assign(value)
+                for part, value in zip(besides, copies, strict=True):
+                    assign(part, value)
                 self.engine.set_random(random)
 
     @contextmanager
     def at(self, values: Sequence[Any]) -> Iterator[None]:
         """While the block runs, the variables have these values; none are their own."""
-        variables = self.variables() if values else []
-        own = [keras.ops.convert_to_numpy(one).copy() for one in variables]
+        pairs = list(zip(self.variables(), values, strict=True)) if values else []
+        pairs = [(part, value) for variable, value in pairs for part in parts(variable)]
+        own = [copied(part) for part, _ in pairs]
         try:
-            for variable, value in zip(variables, values, strict=True):
-                variable.assign(value)
+            for part, value in pairs:
+                assign(part, value)
             yield
         finally:
-            for variable, value in zip(variables, own, strict=True):
-                variable.assign(value)
+            for (part, _), value in zip(pairs, own, strict=True):
+                assign(part, value)
 
     def replay(self, data: Any) -> list[Any]:
         """Runs the model's own step once more and applies nothing.

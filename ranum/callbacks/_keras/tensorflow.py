@@ -52,9 +52,10 @@ class Engine:
         self._begin = tf.Variable(0, trainable=False, dtype=tf.int64)
         self._rows: Any = None
         # XLA wants variables to keep their shape; these have none before there is a fault.
-        self._keeps = self._executions > 1 and not self.is_distributed and not model.jit_compile
+        is_alone = self._executions == 1 and not self.is_distributed
+        self._keeps = not (is_alone or model.jit_compile)
         self._kept = tf.Variable(0, trainable=False, dtype=tf.int64)
-        self._kept_batch: list[Any] = []
+        self._kept_batch: list[list[Any]] = []
         self._kept_state: list[Any] = []
         self._structure: Any = None
         self._sums = tf.function(_sums, reduce_retracing=True)
@@ -95,21 +96,22 @@ class Engine:
             number: Of the step, as in its row.
 
         Returns:
-            The batch, and values of the variables that `finish` was given; None if another step
-            was kept, or none.
+            The batch of each replica, and values of the variables that `finish` was given, empty
+            if they are what they were; None if another step was kept, or none.
         """
         kept = int(self._kept.numpy())
         if not kept or kept % _ROUND != int(number):
             return None
-        batch = [one.read_value() for one in self._kept_batch]
+        batches = [[one.read_value() for one in leaves] for leaves in self._kept_batch]
         state = [one.read_value() for one in self._kept_state]
-        return keras.tree.pack_sequence_as(self._structure, batch), state
+        return [keras.tree.pack_sequence_as(self._structure, one) for one in batches], state
 
     def forget_kept(self) -> None:
         """The next fault is kept."""
         if self._keeps and int(self._kept.numpy()):
             self._kept.assign(0)
-            for one in (*self._kept_batch, *self._kept_state):
+            slots = [one for leaves in self._kept_batch for one in leaves]
+            for one in (*slots, *self._kept_state):
                 one.assign(tf.zeros([], one.dtype))
 
     def begin(self) -> None:
@@ -368,16 +370,20 @@ class Engine:
             The logs: of the metrics after they were put back, where these are theirs.
         """
         self._make_room(2 + int(row.shape[0]))
+        leaves = keras.tree.flatten(batch) if self._keeps else []
+        if self._keeps:
+            self._structure = keras.tree.map_structure(lambda leaf: None, batch)
+            self._make_slots(leaves, state if self._executions > 1 else [])
         if not self.is_distributed:
             self._note(row, code)
             logs = self._put_back(
                 code, variables=variables, copies=copies, logs=logs, results=results
             )
             if self._keeps:
-                self._keep(code, batch, state)
+                self._keep(code, [leaves], [one.value for one in state])
             return logs
 
-        def across(strategy: Any, copies: Any) -> None:
+        def across(strategy: Any, copies: Any, leaves: Any) -> None:
             self._note(row, code)
 
             def put(copies: Any) -> None:
@@ -389,25 +395,32 @@ class Engine:
                 lambda: strategy.extended.call_for_each_replica(put, args=(copies,)),
             )
 
-        tf.distribute.get_replica_context().merge_call(across, args=(list(copies),))
+            if self._keeps:
+                local = strategy.experimental_local_results
+                each = list(zip(*map(local, leaves), strict=True))
+                self._keep(code, each, [local(one.value)[0] for one in state])
+
+        tf.distribute.get_replica_context().merge_call(across, args=(list(copies), leaves))
         now = results()
         return {**logs, **{name: now[name] for name in _common(logs, now)}}
 
-    def _keep(self, code: Any, batch: Any, state: Sequence[Any]) -> None:
-        """Keeps the batch and the state before it, by reference until they are written to."""
-        leaves = keras.tree.flatten(batch)
-        self._structure = keras.tree.map_structure(lambda leaf: None, batch)
-        sizes = len(self._kept_batch), len(self._kept_state)
+    def _make_slots(self, leaves: Sequence[Any], state: Sequence[Any]) -> None:
+        sizes = len(self._kept_batch and self._kept_batch[0]), len(self._kept_state)
         if sizes != (len(leaves), len(state)):  # the step is traced more than once
+            replicas = range(self._strategy.num_replicas_in_sync)
             with tf.init_scope():
-                self._kept_batch = [_slot(one.dtype) for one in leaves]
+                self._kept_batch = [[_slot(one.dtype) for one in leaves] for _ in replicas]
                 self._kept_state = [_slot(one.value.dtype) for one in state]
 
+    def _keep(self, code: Any, batches: Sequence[Any], state: Sequence[Any]) -> None:
+        """Keeps batches and the state before them, by reference until they are written to."""
+
         def keep() -> None:
-            for slot, leaf in zip(self._kept_batch, leaves, strict=True):
-                slot.assign(leaf)
-            for slot, variable in zip(self._kept_state, state, strict=True):
-                slot.assign(variable.value)
+            for slots, leaves in zip(self._kept_batch, batches, strict=True):
+                for slot, leaf in zip(slots, leaves, strict=True):
+                    slot.assign(leaf)
+            for slot, value in zip(self._kept_state, state, strict=False):
+                slot.assign(value)
             self._kept.assign(self._number)
 
         self._when(tf.logical_and(code == WITHHELD, self._kept == 0), keep)
