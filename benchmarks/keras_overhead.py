@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from measure import heading, quartiles, table
 from ranum.callbacks.keras import RanumCallback
 
 NEVER = 10**9
-BATCH, WARM_UP = 64, 10
+BATCH, WARM_UP, BLOCK = 64, 20, 20
 
 
 def cnn() -> keras.Model:
@@ -43,21 +44,31 @@ def cnn() -> keras.Model:
     return model
 
 
-class Clock(keras.callbacks.Callback):
-    """CPU seconds of an epoch, from its eleventh step on."""
+class Turn(keras.callbacks.Callback):
+    """Lets one `fit` run at a time, and each a step at a time; notes the CPU time of every step.
+
+    Attributes:
+        seconds: CPU time of each step, from one `on_train_batch_begin` to the next.
+    """
 
     def __init__(self) -> None:
         super().__init__()
+        self.mine = threading.Semaphore(0)
+        self.following: Turn = self
         self.seconds: list[float] = []
+        self._started: float | None = None
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        """Starts the clock."""
-        if batch == WARM_UP:
-            self._started = time.process_time()
+        """The step before has ended: it is the next one's turn."""
+        if self._started is not None:
+            self.seconds.append(time.process_time() - self._started)
+            self.following.mine.release()
+        self.mine.acquire()
+        self._started = time.process_time()
 
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Stops it."""
-        self.seconds.append(time.process_time() - self._started)
+    def on_train_end(self, logs: Any = None) -> None:
+        """The others go on without this one."""
+        self.following.mine.release()
 
 
 def variants(folder: str) -> dict[str, list[Any]]:
@@ -71,70 +82,78 @@ def variants(folder: str) -> dict[str, list[Any]]:
         "without, again": [],
         "TerminateOnNaN": [keras.callbacks.TerminateOnNaN()],
         "RanumCallback, every step only": ranum(sample_every=NEVER, snapshot_every=NEVER),
+        "RanumCallback, and layers": ranum(snapshot_every=NEVER),
         "RanumCallback": ranum(),
         "enable_check_numerics": [],
     }
 
 
-def measure(rounds: int, steps: int, folder: str) -> dict[str, list[float]]:
-    """CPU seconds of each round by variant; the variants take turns, epoch by epoch."""
+def measure(steps: int, folder: str) -> dict[str, list[float]]:
+    """CPU seconds of each step by variant; the variants take turns, step by step."""
     random = np.random.default_rng(0)
     x = random.random((BATCH * (WARM_UP + steps), 28, 28, 1), "float32")
     y = random.integers(0, 10, len(x))
     models = {name: cnn() for name in variants(folder)}
     callbacks = variants(folder)
-    clocks = {name: Clock() for name in models}
+    turns = {name: Turn() for name in models}
+    names = list(models)
+    for name, following in zip(names, [*names[1:], names[0]], strict=True):
+        turns[name].following = turns[following]
 
     def train(name: str) -> None:
+        if name == "enable_check_numerics":  # of this thread only
+            tf.debugging.enable_check_numerics()
         models[name].fit(
             x,
             y,
             batch_size=BATCH,
             shuffle=False,
             verbose=0,
-            callbacks=[clocks[name], *callbacks[name]],
+            callbacks=[turns[name], *callbacks[name]],
         )
 
-    for name in models:  # traced, and not counted
-        if name == "enable_check_numerics":
-            tf.debugging.enable_check_numerics()
-        train(name)
-    tf.debugging.disable_check_numerics()
-    names = list(models)
-    for turn in range(rounds):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            train(name)
+    threads = [threading.Thread(target=train, args=(name,)) for name in names]
+    for thread in threads:
+        thread.start()
+    turns[names[0]].mine.release()
+    for thread in threads:
+        thread.join()
     bare, *others = (model.get_weights() for model in models.values())
     for other in others:
         if not all(map(np.array_equal, bare, other)):
             raise RuntimeError("a callback changed the training; the times say nothing")
-    return {name: clock.seconds[1:] for name, clock in clocks.items()}
+    return {name: turn.seconds[WARM_UP:] for name, turn in turns.items()}
 
 
-def rows(seconds: dict[str, list[float]], steps: int) -> list[Sequence[str]]:
-    """The table."""
+def rows(seconds: dict[str, list[float]]) -> list[Sequence[str]]:
+    """The table: ratios of the means of blocks of steps, so that every tenth step has its share."""
     found = []
-    for name, values in seconds.items():
-        ratios = [one / base for one, base in zip(values, seconds["without"], strict=True)]
+    blocks = {name: _blocks(values) for name, values in seconds.items()}
+    for name, values in blocks.items():
+        ratios = [one / base for one, base in zip(values, blocks["without"], strict=True)]
         lower, middle, upper = quartiles(ratios)
-        _, step, _ = quartiles([1e3 * value / steps for value in values])
+        _, step, _ = quartiles([1e3 * value for value in values])
         found.append((name, f"{step:.2f}", f"{middle:.3f}", f"{lower:.3f} - {upper:.3f}"))
     return found
 
 
+def _blocks(values: Sequence[float]) -> list[float]:
+    count = len(values) // BLOCK
+    return [sum(values[BLOCK * i : BLOCK * (i + 1)]) / BLOCK for i in range(count)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--steps", type=int, default=50, help="counted, per round")
+    parser.add_argument("--steps", type=int, default=400, help="counted, of each variant")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        seconds = measure(arguments.rounds, arguments.steps, folder)
-    print(f"{heading()}; {arguments.rounds} rounds of {arguments.steps} steps.\n")
+        seconds = measure(arguments.steps, folder)
+    print(f"{heading()}; {arguments.steps} steps in blocks of {BLOCK}.\n")
     columns = ("callback", "ms per step", "ratio", "quartiles")
-    print(table(columns, rows(seconds, arguments.steps)))
+    print(table(columns, rows(seconds)))
 
 
 if __name__ == "__main__":
