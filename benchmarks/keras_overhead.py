@@ -19,7 +19,7 @@ from measure import heading, quartiles, table
 from ranum.callbacks.keras import RanumCallback
 
 NEVER = 10**9
-BATCH, WARM_UP, BLOCK = 64, 20, 20
+BATCH, WARM_UP = 64, 20
 
 
 def cnn() -> keras.Model:
@@ -88,15 +88,23 @@ def variants(folder: str) -> dict[str, list[Any]]:
     }
 
 
-def measure(steps: int, folder: str) -> dict[str, list[float]]:
-    """CPU seconds of each step by variant; the variants take turns, step by step."""
-    random = np.random.default_rng(0)
+def measure(steps: int, folder: str, turn: int) -> dict[str, float]:
+    """CPU seconds of a step by variant; the variants take turns, step by step.
+
+    Args:
+        steps: Counted, of each variant.
+        folder: For reports.
+        turn: Variants are made and run in another order in each turn: where their memory lies, and
+            who ran before, makes more of a difference than what is measured.
+    """
+    random = np.random.default_rng(turn)
     x = random.random((BATCH * (WARM_UP + steps), 28, 28, 1), "float32")
     y = random.integers(0, 10, len(x))
-    models = {name: cnn() for name in variants(folder)}
     callbacks = variants(folder)
+    names = list(callbacks)
+    random.shuffle(names)
+    models = {name: cnn() for name in names}
     turns = {name: Turn() for name in models}
-    names = list(models)
     for name, following in zip(names, [*names[1:], names[0]], strict=True):
         turns[name].following = turns[following]
 
@@ -122,38 +130,33 @@ def measure(steps: int, folder: str) -> dict[str, list[float]]:
     for other in others:
         if not all(map(np.array_equal, bare, other)):
             raise RuntimeError("a callback changed the training; the times say nothing")
-    return {name: turn.seconds[WARM_UP:] for name, turn in turns.items()}
+    return {name: sum(turns[name].seconds[WARM_UP:]) / (steps - 1) for name in callbacks}
 
 
-def rows(seconds: dict[str, list[float]]) -> list[Sequence[str]]:
-    """The table: ratios of the means of blocks of steps, so that every tenth step has its share."""
+def rows(turns: Sequence[dict[str, float]]) -> list[Sequence[str]]:
+    """The table."""
     found = []
-    blocks = {name: _blocks(values) for name, values in seconds.items()}
-    for name, values in blocks.items():
-        ratios = [one / base for one, base in zip(values, blocks["without"], strict=True)]
+    for name in turns[0]:
+        ratios = [seconds[name] / seconds["without"] for seconds in turns]
         lower, middle, upper = quartiles(ratios)
-        _, step, _ = quartiles([1e3 * value for value in values])
+        _, step, _ = quartiles([1e3 * seconds[name] for seconds in turns])
         found.append((name, f"{step:.2f}", f"{middle:.3f}", f"{lower:.3f} - {upper:.3f}"))
     return found
 
 
-def _blocks(values: Sequence[float]) -> list[float]:
-    count = len(values) // BLOCK
-    return [sum(values[BLOCK * i : BLOCK * (i + 1)]) / BLOCK for i in range(count)]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=400, help="counted, of each variant")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=101, help="counted, per round")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        seconds = measure(arguments.steps, folder)
-    print(f"{heading()}; {arguments.steps} steps in blocks of {BLOCK}.\n")
+        turns = [measure(arguments.steps, folder, turn) for turn in range(arguments.rounds)]
+    print(f"{heading()}; {arguments.rounds} rounds of {arguments.steps} steps.\n")
     columns = ("callback", "ms per step", "ratio", "quartiles")
-    print(table(columns, rows(seconds)))
+    print(table(columns, rows(turns)))
 
 
 if __name__ == "__main__":

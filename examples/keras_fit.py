@@ -6,7 +6,8 @@
 A small network learns which of four waves a noisy series holds. One record is broken:
 its sensor wrote NaN. Without the callback (`--without`) the first batch with it ruins the weights,
 and TensorFlow's fused ReLU turns the NaN into 0 on the way, so that the loss stays a healthy number
-while the model guesses. With `KERAS_BACKEND=torch` the same runs on torch.
+while the model guesses. With the callback every tenth step also tells what the layers put out; the
+last such reading is printed. With `KERAS_BACKEND=torch` the same runs on torch.
 """
 
 from __future__ import annotations
@@ -58,14 +59,19 @@ def main() -> None:
     arguments = parser.parse_args()
     keras.utils.set_random_seed(0)
     model = classifier()
+    callback = RanumCallback(log_dir=arguments.output)
     model.fit(
         *waves(),
         batch_size=32,
         epochs=3,
         shuffle=False,
         verbose=2,
-        callbacks=[] if arguments.without else [RanumCallback(log_dir=arguments.output)],
+        callbacks=[] if arguments.without else [callback],
     )
+    readings = [one for one in callback.history.readings if one.activations]
+    for layer, seen in readings[-1].activations.items() if readings else ():
+        dead = "" if seen.dead is None else f", {seen.dead:.0%} of its units dead"
+        print(f"step {readings[-1].step}: {layer} in [{seen.lower:.3g}, {seen.upper:.3g}]{dead}")
     is_finite = all(np.isfinite(weight).all() for weight in model.get_weights())
     print(f"weights are {'finite' if is_finite else 'NaN'} at the end")
 

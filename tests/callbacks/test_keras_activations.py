@@ -287,3 +287,27 @@ def test_what_cannot_be_measured_is_told_and_the_rest_goes_on(tmp_path, monkeypa
     assert len(callback.history.readings) == BATCHES
     assert callback.history.readings[0].grad_norms
     assert not callback.history.readings[0].activations
+
+
+def deep() -> Any:
+    """Fourteen sigmoids: each passes on a quarter of a gradient at most."""
+    keras.utils.set_random_seed(0)
+    kinds = [layers.Dense(16, activation="sigmoid") for _ in range(14)]
+    return compiled(keras.Sequential([keras.Input((6,)), *kinds, layers.Dense(3)]))
+
+
+FIVE: dict[str, Callable[[], Any]] = {
+    "RN203": deep,
+    "RN204": lambda: dense(bias_initializer=keras.initializers.Constant(-10.0)),
+    "RN205": lambda: dense("tanh", keras.optimizers.SGD(20.0)),
+    "RN206": lambda: dense(optimizer=keras.optimizers.SGD(1e-6)),
+}
+"""AutoTrainer's symptoms; the exploding gradient is a fault, see `test_keras_clipping.py`."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("code", FIVE)
+def test_the_symptoms_of_autotrainer_are_told(code, tmp_path):
+    callback = guard(tmp_path, on_fault=())
+    fit(FIVE[code](), data(), callback, epochs=46)
+    assert code in {one.code for one in callback.history.findings}

@@ -371,6 +371,7 @@ class Engine:
         """
         self._make_room(2 + int(row.shape[0]))
         leaves = keras.tree.flatten(batch) if self._keeps else []
+        self._keeps = self._keeps and all(isinstance(one, tf.Tensor) for one in leaves)
         if self._keeps:
             self._structure = keras.tree.map_structure(lambda leaf: None, batch)
             self._make_slots(leaves, state if self._executions > 1 else [])
