@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from ranum.analysis.confirm.goals import Goal
-from ranum.analysis.confirm.rerun import Failure
 from ranum.analysis.confirm.search import Budget
+from ranum.analysis.confirm.training.again import Agrees, Course, Taken, length, trained_again
 from ranum.analysis.confirm.training.aim import Aim
 from ranum.analysis.confirm.training.data import Batch, Slot
 from ranum.analysis.confirm.training.menu import HELD, Menu
@@ -104,26 +103,11 @@ class _Track:
     horizon: int
     contrasts: bool
     distance: float
-    accepted: list[tuple[Cycle, int]] = field(default_factory=list)
+    accepted: Taken = field(default_factory=list)
     attempts: int = 0
     seconds: float = 0.0
     usual: float = 0.0
     rounds: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Course:
-    """Training that fails.
-
-    Attributes:
-        batches: The distinct batches.
-        order: For each step, the position of its batch; the last is the one that fails.
-        failure: What happened there.
-    """
-
-    batches: tuple[Batch, ...]
-    order: tuple[int, ...]
-    failure: Failure
 
 
 class Search:
@@ -154,7 +138,7 @@ class Search:
         budget: Budget,
         most: int,
         start: Mapping[str, Tensor] | None = None,
-        agrees: Callable[[Sequence[Batch], Sequence[int]], bool] | None = None,
+        agrees: Agrees | None = None,
         tried: list[str] | None = None,
     ) -> None:
         self._context = context
@@ -169,7 +153,7 @@ class Search:
         self._view = view(context, slots, (defect.operand, *node.operands), draws)
         self._matcher = Matcher(context.program, slots, self._view)
         self._menu = Menu(self._matcher, normalises)
-        self._accepted: list[tuple[Cycle, int]] = []
+        self._accepted: Taken = []
         self._attempts = 0
         self._step_seconds = 0.0
         self._usual, self._rounds = 0.0, 0
@@ -178,7 +162,7 @@ class Search:
         self._only_contrasts = False
         self._most_seconds = 0.0
         self._is_hastened = False
-        self._truth: tuple[State, list[tuple[Cycle, int]]] | None = None
+        self._truth: tuple[State, Taken] | None = None
 
     def run(self, goals: Sequence[Goal]) -> Course | None:
         """A course towards the first goal that can be reached, each in its share of the time."""
@@ -418,7 +402,7 @@ class Search:
                     course = self._confirmed(order, batch)
                     if course is not None:
                         return course
-                    if trainer.quick is not None and trainer.steps == _length(order):
+                    if trainer.quick is not None and trainer.steps == length(order):
                         self._be_exact()  # it has led elsewhere: go on from what is true
                         self._truth = trainer.snapshot(), order
                 return 0
@@ -458,52 +442,8 @@ class Search:
             self._accepted, self._usual = [], 0.0
         return None
 
-    def _confirmed(
-        self, taken: list[tuple[Cycle, int]], failing: Batch, aim: Aim | None = None
-    ) -> Course | None:
-        """Trains again from the beginning; the course up to the first step that fails."""
-        batches: list[Batch] = []
-        seen: dict[int, int] = {}
-        order: list[int] = []
-        for cycle, count in taken:
-            for number in range(count):
-                batch = cycle[number % len(cycle)]
-                if id(batch) not in seen:
-                    seen[id(batch)] = len(batches)
-                    batches.append(batch)
-                order.append(seen[id(batch)])
-        with self._trainer.in_earnest():
-            return self._trained_again(batches, order, failing, aim)
-
-    def _trained_again(
-        self, batches: list[Batch], order: list[int], failing: Batch, aim: Aim | None
-    ) -> Course | None:
-        trainer = self._trainer
-        trainer.begin(self._start)
-        every = max(1, len(order) // 64)
-        failure = None
-        for position, number in enumerate(order):
-            if aim is not None and position % every == 0 and aim.fails(trainer.weights):
-                random = torch.get_rng_state()
-                failure = trainer.failure(failing)
-                if failure is not None:
-                    order = order[:position]
-                    break
-                torch.set_rng_state(random)
-            if trainer.step(batches[number]) != "stepped":
-                failing, order = batches[number], order[:position]
-                break
-        failure = failure or trainer.failure(failing)
-        if failure is None:
-            return None
-        kept = sorted(set(order))
-        again = {number: place for place, number in enumerate(kept)}
-        distinct = (*(batches[number] for number in kept), failing)
-        places = (*(again[number] for number in order), len(kept))
-        if self._agrees is not None and not self._agrees(distinct, places):
-            return None
-        return Course(distinct, places, failure)
-
-
-def _length(order: list[tuple[Cycle, int]]) -> int:
-    return sum(count for _, count in order)
+    def _confirmed(self, taken: Taken, failing: Batch, aim: Aim | None = None) -> Course | None:
+        """Trains again from the beginning."""
+        return trained_again(
+            self._trainer, self._start, taken, failing, aim=aim, agrees=self._agrees
+        )
