@@ -65,6 +65,8 @@ ONWARD = 0.06
 """Share of the time left after which a round that goes on looks around again."""
 AFRESH = 2
 """Failures that did not happen again after which a track begins anew."""
+MARGIN = 3.0
+"""How much nearer, in logarithms, a failure must be that other random numbers have refuted."""
 PATIENCE = 4
 """Longer courses tried after one whose failure did not happen when it was run again."""
 MOVES = 2
@@ -96,6 +98,7 @@ class _Track:
         seconds: Taken so far.
         usual: What a step of the last round brought; 0 where the next looks at everything.
         rounds: Taken so far.
+        wanted: Distance before which it is not worth while to train again.
     """
 
     state: State
@@ -108,6 +111,7 @@ class _Track:
     seconds: float = 0.0
     usual: float = 0.0
     rounds: int = 0
+    wanted: float = math.inf
 
 
 class Search:
@@ -149,7 +153,8 @@ class Search:
         self._agrees = agrees
         self._tried = [] if tried is None else tried
         node = context.graph.nodes[defect.node]
-        draws = trainer.draws() if trainer.is_random else []
+        self._is_guess = trainer.is_random and agrees is not None
+        draws = trainer.draws() if trainer.is_random and not self._is_guess else []
         self._view = view(context, slots, (defect.operand, *node.operands), draws)
         self._matcher = Matcher(context.program, slots, self._view)
         self._menu = Menu(self._matcher, normalises)
@@ -162,6 +167,7 @@ class Search:
         self._only_contrasts = False
         self._most_seconds = 0.0
         self._is_hastened = False
+        self._wanted = math.inf
         self._truth: tuple[State, Taken] | None = None
 
     def run(self, goals: Sequence[Goal]) -> Course | None:
@@ -232,7 +238,7 @@ class Search:
         self._say(_STAGES[track.contrasts])
         self._trainer.restore(track.state)
         self._accepted, self._attempts = track.accepted, track.attempts
-        self._usual, self._rounds = track.usual, track.rounds
+        self._usual, self._rounds, self._wanted = track.usual, track.rounds, track.wanted
         self._here = track.distance
         self._only_contrasts = track.contrasts
         aim.point = track.point if track.state.steps else aim.point
@@ -242,7 +248,7 @@ class Search:
         track.seconds += begun - self._budget.left
         track.state, track.point = self._trainer.snapshot(), aim.point
         track.accepted, track.attempts = self._accepted, self._attempts
-        track.usual, track.rounds = self._usual, self._rounds
+        track.usual, track.rounds, track.wanted = self._usual, self._rounds, self._wanted
         track.distance = self._here
         return found
 
@@ -424,15 +430,22 @@ class Search:
     # --- the proof --------------------------------------------------------------------------
 
     def _verified(self, aim: Aim) -> Course | None:
-        if not aim.fails(self._trainer.weights):
-            return None
         trainer = self._trainer
+        if not aim.fails(trainer.weights):
+            return None
+        distance = aim.distance(trainer.weights) if self._is_guess else None
+        if distance is not None and distance > self._wanted:
+            return None
         state = trainer.snapshot()
         course = self._confirmed(self._accepted, aim.batch(), aim)
         if course is not None:
             return course
         if trainer.steps == state.steps and not aim.fails(trainer.weights):
             self._be_exact()  # rounding on fewer rows has led elsewhere: go on from what is true
+            return None
+        if distance is not None:  # it does with other random numbers than were assumed
+            self._wanted = distance - MARGIN
+            trainer.restore(state)
             return None
         self._attempts += 1
         if self._attempts % AFRESH:
