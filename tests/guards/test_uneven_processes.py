@@ -77,3 +77,13 @@ def test_shards_leave_out_together_what_is_bad_in_one(found):
     for each in found:
         assert each["sharded guarded"]["incidents"] == [["skip part", 4, detail]]
         assert each["sharded guarded"]["all"] == each["sharded expected"]["all"]
+
+
+@pytest.mark.slow
+def test_fabric(tmp_path):
+    pytest.importorskip("lightning_fabric")
+    runs = in_two_processes("fabric_several.py", tmp_path, "by_hand", "absent", "bad")
+    for each in runs:
+        assert each["absent"]["weights"] == each["bad"]["weights"] == each["by_hand"]["weights"]
+        assert each["absent"]["incidents"] == []
+        assert each["bad"]["incidents"] == ["skip part"]
