@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 
 import hypothesis
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+gc.freeze()  # the libraries so far stay: a fifth of some tests' time went into looking at them
 
 hypothesis.settings.register_profile(
     "ranum",
