@@ -3,6 +3,7 @@
     python -m benchmarks.grist.training                # ten seeds each
     python -m benchmarks.grist.training 11c 28d --seeds 3
     python -m benchmarks.grist.training --as-ranum     # one step of SGD, learning rate 1
+    python -m benchmarks.grist.training --as-ranum --wide    # and data anywhere in [-50, 50]
 
 A seed chooses the initial weights, the example batch, and the random numbers of search and run. A
 run counts once the program, built anew, has been trained on the found data in its own framework
@@ -38,6 +39,7 @@ COLUMNS = ("case", "trained", "runs", "seeds that failed", "median s", "steps", 
 SHORT = (0.5, 2.0)
 """Seconds for each of several operators in turn before any gets all of the time."""
 STEPS = 100_000
+WIDE = (-50.0, 50.0)
 DATA = {"4": "x", "5": "scores", "23": "z", "27": "z", "46": "z", "57": "z"}
 """Cases whose only tensor is optimised: its initial values are the data."""
 
@@ -98,6 +100,26 @@ def train(case: Case, seed: int, seconds: float, steps: int = STEPS) -> Run:
 def as_ranum(case: Case) -> Case:
     """The case as RANUM's system tests train it: plain SGD with a learning rate of 1."""
     return replace(case, training=replace(case.training, optimizer="SGD", rate=1.0))
+
+
+def widened(case: Case) -> Case:
+    """The case with inputs and labels anywhere in [-50, 50], as in RANUM's system tests.
+
+    Integers, and numbers that are no tensors (probabilities of dropout), stay as documented.
+    """
+
+    def build(seed: int) -> Built:
+        built, draw = case.build(seed), np.random.default_rng(seed)
+        inputs, ranges = dict(built.inputs), dict(built.ranges)
+        for name, given in built.inputs.items():
+            example = np.asarray(given)
+            if example.dtype.kind == "f" and example.ndim:
+                values = torch.from_numpy(draw.uniform(-1, 1, example.shape).astype(example.dtype))
+                inputs[name] = values if case.framework == "torch" else _constant(values)
+                ranges[name] = WIDE
+        return replace(built, inputs=inputs, ranges=ranges)
+
+    return replace(case, build=build)
 
 
 def optimizer(training: Training, framework: str) -> Any:
@@ -248,6 +270,7 @@ def main() -> int:
     parser.add_argument(
         "--as-ranum", action="store_true", help="one step of SGD with a learning rate of 1"
     )
+    parser.add_argument("--wide", action="store_true", help="data anywhere in [-50, 50]")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     cases = load(arguments.framework)
@@ -257,6 +280,8 @@ def main() -> int:
     steps = STEPS
     if arguments.as_ranum:
         cases, steps = {name: as_ranum(case) for name, case in cases.items()}, 1
+    if arguments.wide:
+        cases = {name: widened(case) for name, case in cases.items()}
     found: dict[str, list[Run]] = {}
     for name in arguments.names or cases:
         found[name] = []
