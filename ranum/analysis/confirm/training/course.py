@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 from torch import Tensor
 
@@ -73,6 +74,10 @@ MOVES = 2
 """Gradients taken for the failing batch after each trial."""
 CONTRASTS_FIRST = 64
 """Steps looked ahead first for contrasts of labels: data that can hardly be told apart are slow."""
+MILDER, MILDEST = 0.3, 1e-3
+"""A run's last step that leads too far is tried with data so much nearer to the recorded ones, and
+so on down to that share: there is no later one to come back by."""
+MILD = " x "
 PROMISING = 0.3
 """Share of the best gain so far that data must bring before the failing batch is moved for them."""
 COMPARABLE = 0.3
@@ -328,7 +333,9 @@ class Search:
         accepted = [one for one, _ in self._accepted]
         offers = self._menu.offers(aim, trainer.weights, horizon, accepted, self._only_contrasts)
         until = self._budget.left - self._most_seconds
-        for number, (kind, cycle) in enumerate(offers, 1):
+        is_last = self._most - trainer.steps == 1
+        milder: list[tuple[str, Cycle]] = []  # grows while it is gone through
+        for number, (kind, cycle) in enumerate(chain(offers, milder), 1):
             trainer.restore(before)
             aim.point = point
             if self._is_over:
@@ -341,12 +348,14 @@ class Search:
                 return None
             distance = aim.move(trainer.weights, MOVES, promised) if taken else None
             if distance is not None:
-                reached[kind] = distance
+                reached[kind] = max(distance, reached.get(kind, distance))
             else:
                 self._menu.helped(kind, False)
+                milder += self._milder(kind, cycle) if is_last else ()
             if distance is not None and distance < (wanted if best is None else best[0]):
                 state, moved = trainer.snapshot(), aim.point
-                if not aim.fails(trainer.weights) and trainer.step(cycle[0]) != "stepped":
+                is_end = is_last or aim.fails(trainer.weights)
+                if not is_end and trainer.step(cycle[0]) != "stepped":
                     continue  # a dead end: another operator fails next
                 best, kept, chosen = (distance, cycle, taken), (state, moved), kind
                 if (here - distance) / taken >= SLOWING * usual > 0:
@@ -365,6 +374,13 @@ class Search:
         self._menu.chose(chosen)
         self._accepted.append((best[1], best[2]))
         return best[0], best[1]
+
+    def _milder(self, kind: str, cycle: Cycle) -> Iterator[tuple[str, Cycle]]:
+        """The same data nearer to the recorded ones, unless they are nearly those."""
+        share = float(kind.partition(MILD)[2] or 1) * MILDER
+        if share > MILDEST:
+            nearer = tuple(self._matcher.milder(batch, MILDER) for batch in cycle)
+            yield f"{kind.partition(MILD)[0]}{MILD}{share:.3g}", nearer
 
     def _onward(
         self, aim: Aim, cycle: Cycle, here: float, usual: float, horizon: int

@@ -244,6 +244,21 @@ class Matcher:
         """True if some input is a label."""
         return any(one.is_label for one in self._slots.values())
 
+    def milder(self, batch: Batch, share: float) -> Batch:
+        """The same batch, with free inputs so much nearer to the recorded ones.
+
+        Args:
+            batch: Any.
+            share: Of the way from there that is left.
+        """
+        found = dict(batch)
+        for name, tensor in batch.items():
+            slot = self._slots.get(name)
+            if slot is not None and slot.kind == "free" and tensor.shape == slot.recorded.shape:
+                mixed = slot.recorded + share * (tensor.to(slot.recorded.dtype) - slot.recorded)
+                found[name] = slot.own(slot.legal(mixed))
+        return found
+
     def beside(self, batch: Batch) -> Cycle:
         """A batch and a random one in turn."""
         return batch, self._corner()
