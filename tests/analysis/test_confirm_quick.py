@@ -86,6 +86,16 @@ def test_a_row_gives_the_gradients_of_a_batch_of_such_rows(reduction, factor, ro
     torch.testing.assert_close(loss, wanted.detach(), rtol=1e-4, atol=1e-6)
 
 
+def test_milder_data_are_nearer_to_the_recorded_ones_and_labels_stay():
+    _, _, matcher = prepared("mean")
+    x, y = example()
+    far = {"x": torch.ones(ROWS, 4), "y": y.flip(0)}
+    found = matcher.milder(far, 0.25)
+    torch.testing.assert_close(found["x"], x + 0.25 * (1 - x))
+    assert torch.equal(found["y"], far["y"])
+    assert torch.equal(far["x"], torch.ones(ROWS, 4))
+
+
 def test_a_batch_of_many_rows_is_left_to_the_step():
     defect, seen, matcher = prepared("mean")
     assert quick(defect.context, seen, matcher.comparable()).gradients(batch_of(8)) is None

@@ -77,7 +77,6 @@ CONTRASTS_FIRST = 64
 MILDER, MILDEST = 0.3, 1e-3
 """A run's last step that leads too far is tried with data so much nearer to the recorded ones, and
 so on down to that share: there is no later one to come back by."""
-MILD = " x "
 PROMISING = 0.3
 """Share of the best gain so far that data must bring before the failing batch is moved for them."""
 COMPARABLE = 0.3
@@ -334,8 +333,9 @@ class Search:
         offers = self._menu.offers(aim, trainer.weights, horizon, accepted, self._only_contrasts)
         until = self._budget.left - self._most_seconds
         is_last = self._most - trainer.steps == 1
-        milder: list[tuple[str, Cycle]] = []  # grows while it is gone through
-        for number, (kind, cycle) in enumerate(chain(offers, milder), 1):
+        milder: list[tuple[str, Cycle, float]] = []  # grows while it is gone through
+        whole = ((kind, cycle, 1.0) for kind, cycle in offers)
+        for number, (kind, cycle, share) in enumerate(chain(whole, milder), 1):
             trainer.restore(before)
             aim.point = point
             if self._is_over:
@@ -351,7 +351,7 @@ class Search:
                 reached[kind] = max(distance, reached.get(kind, distance))
             else:
                 self._menu.helped(kind, False)
-                milder += self._milder(kind, cycle) if is_last else ()
+                milder += self._milder(kind, cycle, share * MILDER) if is_last else ()
             if distance is not None and distance < (wanted if best is None else best[0]):
                 state, moved = trainer.snapshot(), aim.point
                 is_end = is_last or aim.fails(trainer.weights)
@@ -375,12 +375,11 @@ class Search:
         self._accepted.append((best[1], best[2]))
         return best[0], best[1]
 
-    def _milder(self, kind: str, cycle: Cycle) -> Iterator[tuple[str, Cycle]]:
+    def _milder(self, kind: str, cycle: Cycle, share: float) -> Iterator[tuple[str, Cycle, float]]:
         """The same data nearer to the recorded ones, unless they are nearly those."""
-        share = float(kind.partition(MILD)[2] or 1) * MILDER
         if share > MILDEST:
             nearer = tuple(self._matcher.milder(batch, MILDER) for batch in cycle)
-            yield f"{kind.partition(MILD)[0]}{MILD}{share:.3g}", nearer
+            yield kind, nearer, share
 
     def _onward(
         self, aim: Aim, cycle: Cycle, here: float, usual: float, horizon: int
