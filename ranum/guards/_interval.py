@@ -43,11 +43,7 @@ class Interval:
         largest: Callable[[float], float] = lambda value: value,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        is_number = isinstance(every, int) and not isinstance(every, bool) and every >= 1
-        if every != "auto" and not is_number:
-            raise ArgumentError(
-                f"snapshot_every must be a positive integer or 'auto'; got {every!r}."
-            )
+        checked("snapshot_every", every)
         self.is_auto = every == "auto"
         self.steps: int = AT_FIRST if self.is_auto else int(every)
         self._largest = largest
@@ -93,3 +89,18 @@ class Interval:
     def _chosen(self, seconds: float) -> int:
         step = max(statistics.median(self._step_times), 1e-9)
         return min(max(math.ceil(seconds / (SHARE * step) - 1e-6), LEAST), MOST)
+
+
+def checked(name: str, every: int | str) -> None:
+    """Refuses what is neither "auto" nor a number of steps.
+
+    Args:
+        name: Of the argument.
+        every: Its value.
+
+    Raises:
+        ArgumentError: If it is neither.
+    """
+    is_number = isinstance(every, int) and not isinstance(every, bool) and every >= 1
+    if every != "auto" and not is_number:
+        raise ArgumentError(f"{name} must be a positive integer or 'auto'; got {every!r}.")

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from ranum.errors import ArgumentError
+from ranum.guards._interval import checked
 
 LEAST, MOST = 10, 1000
 """Steps. Rules need a few samples to see a layer fall silent; further apart they come too late."""
@@ -44,12 +44,7 @@ class Sampling:
         largest: Callable[[float], float] = lambda value: value,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        is_number = isinstance(every, int) and not isinstance(every, bool) and every >= 1
-        if every != "auto" and not is_number:
-            raise ArgumentError(
-                f"sample_every must be a positive integer or 'auto'; got {every!r}. "
-                "Use a large number to sample rarely."
-            )
+        checked("sample_every", every)
         self.steps: int = LEAST if every == "auto" else int(every)
         self._is_timing = every == "auto"
         self._largest = largest
