@@ -8,8 +8,6 @@ ARGS ?=
 BIN := $(ENV)/bin
 STAMP := $(ENV)/.installed
 SINGLE := OMP_NUM_THREADS=1
-# TensorBoard imports TensorFlow where there is one, which then speaks of GPUs.
-QUIET := TF_CPP_MIN_LOG_LEVEL=3
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test slow lint format typing env clean
@@ -18,7 +16,7 @@ help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 demo: $(STAMP) ## Watch Ranum save a training run that goes NaN
-	$(QUIET) $(BIN)/python examples/demo.py $(ARGS)
+	$(BIN)/python examples/demo.py $(ARGS)
 
 test: $(STAMP) ## Run the tests (ARGS="tests/guards -x" to choose)
 	$(SINGLE) $(BIN)/python -m pytest -m "not slow" $(ARGS)
